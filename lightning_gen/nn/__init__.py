@@ -1,0 +1,1 @@
+"""Layers and the token format that every network of the house is made of."""

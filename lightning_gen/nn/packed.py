@@ -1,0 +1,112 @@
+"""Attention inside the images of a packed row, by buckets of similar length.
+
+One kernel call per image wastes time on short images, one padded call on long ones. Images sorted by length are
+grouped so that the padding inside a bucket costs less than another call would.
+
+Shape letters: B rows, L tokens, H heads, d head width, G images in a bucket, N tokens of its longest image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_gen.nn.sdpa import dot_product_attention
+from lightning_gen.nn.tokens import Tokens
+
+__all__ = ["BucketedAttention", "length_buckets"]
+
+_CALL_COST = 64 * 64
+"""Price of one more kernel call in query-key pairs. Measured on CPU with benchmarks/speed/vitok_v2.py; the optimum is flat."""
+
+
+class _Bucket(NamedTuple):
+    place: Tensor | slice
+    images: int
+    key_mask: Tensor | None
+
+
+def length_buckets(lengths: list[int], call_cost: int = _CALL_COST) -> list[tuple[int, int]]:
+    """Group descending lengths so that padding to a bucket's longest stays cheaper than opening another bucket.
+
+    Args:
+        lengths: token counts, sorted from long to short.
+        call_cost: price of one kernel call in query-key pairs.
+
+    Returns:
+        Half-open ranges (first, last) into ``lengths``.
+    """
+    buckets: list[tuple[int, int]] = []
+    first, waste = 0, 0
+    for i, length in enumerate(lengths):
+        waste += lengths[first] ** 2 - length**2
+        if waste > call_cost:
+            buckets.append((first, i))
+            first, waste = i, 0
+    return [*buckets, (first, len(lengths))]
+
+
+class BucketedAttention:
+    """Full attention inside every image of a packed batch, none across images.
+
+    Args:
+        tokens: packed tokens; only mask and image are read.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        image = torch.where(tokens.mask, tokens.image, tokens.num_images).flatten()
+        flat = image.argsort(stable=True)
+        counts = torch.bincount(image, minlength=tokens.num_images + 1)[: tokens.num_images]
+        order = counts.argsort(descending=True, stable=True)
+        starts = (counts.cumsum(0) - counts)[order].tolist()
+        lengths: list[int] = counts[order].tolist()
+        total = image.numel()
+        self._buckets: list[_Bucket] = []
+        places: list[Tensor] = []
+        for first, last in length_buckets([n for n in lengths if n > 0]):
+            bucket, place = _bucket(flat, starts[first:last], lengths[first:last])
+            self._buckets.append(bucket)
+            places.append(place)
+        used = torch.cat(places)
+        self._output = torch.full((total,), used.numel(), dtype=torch.long, device=flat.device)
+        real = used >= 0
+        self._output[used[real]] = torch.arange(used.numel(), device=flat.device)[real]
+        self._in_order = bool(torch.equal(self._output, torch.arange(total, device=flat.device)))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            query: (B, L, H, d).
+            key: (B, L, H, d).
+            value: (B, L, H, d).
+
+        Returns:
+            (B, L, H, d); padding tokens get 0.
+        """
+        q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        parts = []
+        for bucket in self._buckets:
+            shape = (bucket.images, -1, *q.shape[1:])
+            grouped = [x[bucket.place].view(shape) for x in (q, k, v)]
+            parts.append(dot_product_attention(grouped[0], grouped[1], grouped[2], bucket.key_mask).flatten(0, 1))
+        if not self._in_order:
+            parts.append(parts[0].new_zeros(1, *parts[0].shape[1:]))
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return (joined if self._in_order else joined[self._output]).view(query.shape)
+
+
+def _bucket(flat: Tensor, starts: list[int], lengths: list[int]) -> tuple[_Bucket, Tensor]:
+    """Index and mask of one bucket, and the flat place in the batch that each of its slots came from (-1 = padding)."""
+    longest = lengths[0]
+    step = torch.arange(longest, device=flat.device)
+    count = torch.tensor(lengths, device=flat.device)[:, None]
+    valid = step < count
+    place = flat[torch.tensor(starts, device=flat.device)[:, None] + torch.where(valid, step, 0)]
+    mask = None if lengths[-1] == longest else valid[:, None, None, :]
+    first, size = int(place[0, 0]), place.numel()
+    neighbours = mask is None and bool((place.flatten() == torch.arange(first, first + size, device=flat.device)).all())
+    index = slice(first, first + size) if neighbours else place.flatten()
+    return _Bucket(index, len(lengths), mask), torch.where(valid, place, -1).flatten()

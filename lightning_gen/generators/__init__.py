@@ -1,0 +1,1 @@
+"""Generators: networks that turn noise into latents or pictures."""

@@ -159,7 +159,7 @@ def plan_attention(tokens: Tokens, radius: int | None = None, dtype: torch.dtype
 
 
 def _extent(tokens: Tokens) -> int:
-    """The largest distance along one axis that two tokens of a batch can have; a window at least this wide is no window."""
+    """Largest distance along one axis between two tokens of a batch; a window at least this wide is no window."""
     spans = [x[tokens.mask].max() - x[tokens.mask].min() for x in (tokens.row, tokens.col)]
     return int(torch.stack(spans).max())
 

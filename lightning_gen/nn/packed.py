@@ -19,7 +19,7 @@ from lightning_gen.nn.tokens import Tokens
 __all__ = ["BucketedAttention", "length_buckets"]
 
 _CALL_COST = 64 * 64
-"""Price of one more kernel call in query-key pairs. Measured on CPU with benchmarks/speed/vitok_v2.py; the optimum is flat."""
+"""Price of one more kernel call in query-key pairs. Measured with benchmarks/speed/vitok_v2.py; the optimum is flat."""
 
 
 class _Bucket(NamedTuple):
@@ -73,7 +73,7 @@ class BucketedAttention:
         self._output = torch.full((total,), used.numel(), dtype=torch.long, device=flat.device)
         real = used >= 0
         self._output[used[real]] = torch.arange(used.numel(), device=flat.device)[real]
-        self._in_order = bool(torch.equal(self._output, torch.arange(total, device=flat.device)))
+        self._in_order = torch.equal(used, torch.arange(total, device=flat.device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend.

@@ -137,8 +137,8 @@ def patchify(images: Tensor | Sequence[Tensor], patch: int, length: int | None =
     if max(counts) > length:
         worst = counts.index(max(counts))
         raise ValueError(
-            f"image {worst} of size {tuple(images[worst].shape[-2:])} needs {counts[worst]} tokens of {patch} x {patch} "
-            f"pixels, but a row holds {length}: resize it to the token budget first"
+            f"image {worst} of size {tuple(images[worst].shape[-2:])} needs {counts[worst]} tokens of "
+            f"{patch} x {patch} pixels, but a row holds {length}: resize it to the token budget first"
         )
     device = images[0].device
     valid = torch.arange(length, device=device) < torch.tensor(counts, device=device)[:, None]

@@ -158,6 +158,12 @@ def test_buckets_join_what_is_cheap_to_join() -> None:
     assert length_buckets([7], call_cost=0) == [(0, 1)]
 
 
+def test_padding_inside_the_only_bucket_is_dropped() -> None:
+    tokens = pack(batch([(4, 4), (4, 4), (3, 5)]))
+    given = [x.detach() for x in projections(tokens)]
+    torch.testing.assert_close(plan_attention(tokens)(*given), dense(tokens, None, *given), atol=1e-12, rtol=0)
+
+
 def test_bucketing_does_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = pack(batch(SIZES), 25)
     given = [x.detach() for x in projections(tokens)]

@@ -1,0 +1,1 @@
+"""Tokenizers: networks that turn images into latents and back, one room per paper."""

@@ -13,7 +13,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-__all__ = ["Tokens", "join_images", "pack", "pad_to", "patchify", "split_images", "unpack", "unpatchify"]
+__all__ = [
+    "Tokens",
+    "join_images",
+    "pack",
+    "pad_to",
+    "patchify",
+    "pixel_validity",
+    "split_images",
+    "unpack",
+    "unpatchify",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +341,22 @@ def join_images(batches: Sequence[Tokens]) -> Tokens:
         sizes=torch.cat([t.sizes for t in padded]),
         patch=padded[0].patch,
     )
+
+
+def pixel_validity(tokens: Tokens) -> Tensor:
+    """Which pixels of a patch lie inside the image; the others fill patches at its edge.
+
+    Args:
+        tokens: packed or unpacked tokens.
+
+    Returns:
+        bool, (B, L, p * p), row by row; undefined in padding.
+    """
+    step = torch.arange(tokens.patch, device=tokens.mask.device)
+    size = tokens.sizes[tokens.image.clamp(min=0)]
+    inside_rows = tokens.row[..., None] * tokens.patch + step < size[..., :1]
+    inside_cols = tokens.col[..., None] * tokens.patch + step < size[..., 1:]
+    return (inside_rows[..., :, None] & inside_cols[..., None, :]).flatten(-2)
 
 
 def _counts(tokens: Tokens) -> list[int]:

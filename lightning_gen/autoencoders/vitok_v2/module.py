@@ -21,7 +21,14 @@ from lightning_gen.autoencoders.vitok_v2.bottleneck import BottleneckName
 from lightning_gen.autoencoders.vitok_v2.convert import Settings, locate, read_folder, write_folder
 from lightning_gen.autoencoders.vitok_v2.cost import activation_bytes_per_token, forward_flops
 from lightning_gen.autoencoders.vitok_v2.network import Reconstruction, ViTokV2Network
-from lightning_gen.autoencoders.vitok_v2.objective import Tiles, charbonnier, sample_tiles, ssim_loss, tile_corners
+from lightning_gen.autoencoders.vitok_v2.objective import (
+    Tiles,
+    charbonnier,
+    mean_of_images,
+    sample_tiles,
+    ssim_loss,
+    tile_corners,
+)
 from lightning_gen.autoencoders.vitok_v2.perceptual import dino_distance
 from lightning_gen.autoencoders.vitok_v2.variants import Variant
 from lightning_gen.backbones.vision import Backend, DINOv3Encoder, Size, dinov3_parameters, weight_need
@@ -252,7 +259,8 @@ class ViTokV2(pl.LightningModule):
             if self.dino is not None:
                 terms["dino"] = dino_distance(self.dino, tiles.prediction, tiles.target).mean()
         if self.network.bottleneck.has_penalty:
-            terms["bottleneck"] = reconstruction.penalty[pixels.mask].mean()
+            weight = pixels.mask.to(reconstruction.penalty.dtype)
+            terms["bottleneck"] = mean_of_images(reconstruction.penalty * weight, weight, pixels)
         return terms
 
     def _tiles(self, decoded: Tokens, pixels: Tokens, batch: ImageBatch) -> Tiles:

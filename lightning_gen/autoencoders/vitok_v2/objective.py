@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_gen.nn.tokens import Tokens
+from lightning_gen.metrics.reconstruction import structural_similarity
+from lightning_gen.nn.tokens import Tokens, pixel_validity
 
-__all__ = ["Tiles", "charbonnier", "pixel_validity", "sample_tiles", "ssim_loss", "tile_corners"]
+__all__ = ["Tiles", "charbonnier", "mean_of_images", "sample_tiles", "ssim_loss", "tile_corners"]
 
 
 class Tiles(NamedTuple):
@@ -48,30 +49,30 @@ def charbonnier(prediction: Tokens, target: Tokens, eps: float = 1e-3, pixel_mas
     exact = torch.promote_types(prediction.values.dtype, torch.float32)
     error = torch.sqrt((prediction.values.to(exact) - target.values.to(exact)).square() + eps**2)
     weight = target.mask[..., None].to(exact)
-    weight = weight * pixel_validity(target).to(exact) if pixel_mask else weight.expand_as(error)
+    channels = error.shape[-1] // target.patch**2
+    inside = pixel_validity(target).to(exact).repeat(1, 1, channels) if pixel_mask else torch.ones_like(error)
+    weight = weight * inside
     # Multiplying by zero would let an infinite value in a padding token through.
-    per_token = torch.where(weight > 0, error, 0).sum(-1)
-    owner = target.image.clamp(min=0).flatten()
-    sums = error.new_zeros(target.num_images).index_add(0, owner, per_token.flatten())
-    counts = error.new_zeros(target.num_images).index_add(0, owner, weight.sum(-1).flatten())
-    return (sums / counts.clamp(min=1)).mean()
+    return mean_of_images(torch.where(weight > 0, error, 0).sum(-1), weight.sum(-1), target)
 
 
-def pixel_validity(tokens: Tokens) -> Tensor:
-    """Which numbers of a patch vector lie inside the image.
+def mean_of_images(total: Tensor, weight: Tensor, tokens: Tokens) -> Tensor:
+    """Mean over images of the mean over each image's tokens, so that images weigh the same in every batch.
+
+    L = mean_b [ sum_i total_bi / max(1, sum_i weight_bi) ]
 
     Args:
-        tokens: patch vectors of D = 3 p^2.
+        total: sums over whatever a token holds, 0 in padding, (B, L).
+        weight: how many numbers went into each sum, 0 in padding, (B, L).
+        tokens: says which image a token belongs to.
 
     Returns:
-        bool, (B, L, D).
+        Scalar.
     """
-    step = torch.arange(tokens.patch, device=tokens.mask.device)
-    size = tokens.sizes[tokens.image.clamp(min=0)]
-    inside_rows = tokens.row[..., None] * tokens.patch + step < size[..., :1]
-    inside_cols = tokens.col[..., None] * tokens.patch + step < size[..., 1:]
-    inside = (inside_rows[..., :, None] & inside_cols[..., None, :]).flatten(-2)
-    return inside.repeat(1, 1, tokens.values.shape[-1] // tokens.patch**2)
+    owner = tokens.image.clamp(min=0).flatten()
+    sums = total.new_zeros(tokens.num_images).index_add(0, owner, total.flatten())
+    counts = total.new_zeros(tokens.num_images).index_add(0, owner, weight.flatten())
+    return (sums / counts.clamp(min=1)).mean()
 
 
 def tile_corners(sizes: Tensor, u: Tensor, tile: int) -> Tensor:
@@ -126,7 +127,7 @@ def sample_tiles(prediction: Sequence[Tensor], target: Sequence[Tensor], corners
 def ssim_loss(tiles: Tiles) -> Tensor:
     """Structural dissimilarity of tiles.
 
-    L = 1 - SSIM(y, x), Gaussian window of 11 pixels and sigma 1.5, data range 2, mean over tiles
+    L = 1 - mean over tiles of SSIM(y, x), by the definition of the metric (``structural_similarity``)
 
     Args:
         tiles: crops with an edge of at least 11 pixels.
@@ -137,15 +138,9 @@ def ssim_loss(tiles: Tiles) -> Tensor:
     Raises:
         ValueError: the tiles are smaller than the window.
 
-    Source: arXiv:2605.05331 (reconstruction loss); SSIM: doi:10.1109/TIP.2003.819861 eq. 13.
+    Source: arXiv:2605.05331 (reconstruction loss).
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     if tiles.target.shape[-1] < 11:
         raise ValueError(f"SSIM needs tiles of at least 11 pixels, got {tiles.target.shape[-1]}")
     exact = torch.promote_types(tiles.prediction.dtype, torch.float32)
-    similarity = structural_similarity_index_measure(
-        tiles.prediction.to(exact), tiles.target.to(exact), sigma=1.5, kernel_size=11, data_range=2.0
-    )
-    assert isinstance(similarity, Tensor)  # the library returns a pair only on request
-    return 1 - similarity
+    return 1 - structural_similarity(tiles.prediction.to(exact), tiles.target.to(exact)).mean()

@@ -47,7 +47,9 @@ def test_order_of_tokens_does_not_matter(network: ViTokV2Network) -> None:
 
 
 @pytest.mark.parametrize("rows", [20, 80])
-def test_blocks_keep_a_fixed_number_of_rows(network: ViTokV2Network, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_keep_a_fixed_number_of_rows(
+    network: ViTokV2Network, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     radius, band_rows, width = 2, 3, 6 * 48 * 8
     kept: list[int] = []
     push = bands._BandedBlock.push

@@ -6,8 +6,13 @@ import pytest
 import torch
 from scipy import stats
 
-from lightning_gen.autoencoders.vitok_v2.objective import charbonnier, pixel_validity, sample_tiles, ssim_loss, tile_corners
-from lightning_gen.nn.tokens import pack, pad_to, patchify
+from lightning_gen.autoencoders.vitok_v2.objective import (
+    charbonnier,
+    sample_tiles,
+    ssim_loss,
+    tile_corners,
+)
+from lightning_gen.nn.tokens import pack, pad_to, patchify, pixel_validity
 
 
 def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
@@ -54,7 +59,7 @@ def test_no_gradient_reaches_padding() -> None:
 
 def test_grey_filling_counts_unless_masked() -> None:
     x = patchify([torch.zeros(3, 5, 6, dtype=torch.float64)], 4)
-    inside = pixel_validity(x)
+    inside = pixel_validity(x).repeat(1, 1, 3)
     assert int(inside.sum()) == 3 * 5 * 6
     y = x.with_values(torch.where(inside, 0.0, 1.0).double())
     assert charbonnier(y, x).item() > 0.1

@@ -53,7 +53,9 @@ def test_hidden_widths_and_block_sizes() -> None:
     assert [blocks[name] for name in "BLGT"] == [7_079_552, 12_601_472, 35_835_408, 113_400_064]
 
 
-@pytest.mark.parametrize(("name", "ratio"), [("5B-f16x64", 12), ("5B-f16x32", 24), ("5B-f16x16", 48), ("5B-f32x256", 12)])
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("5B-f16x64", 12), ("5B-f16x32", 24), ("5B-f16x16", 48), ("5B-f32x256", 12)]
+)
 def test_compression(name: str, ratio: int) -> None:
     assert Variant.parse(name).compression == ratio
 

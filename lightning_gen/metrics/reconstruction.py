@@ -1,0 +1,338 @@
+"""PSNR and SSIM of reconstructions: one number per image, then the mean over images.
+
+Images are float in [-1, 1], so the data range R is 2; both sides are clamped to it first. Everything is computed and
+summed in float64, and sums of different ranks add, so that the result depends neither on batch size nor on world size.
+Every image weighs the same whatever its size. ``quantise`` compares 8-bit values instead, as published tables do.
+
+Shape letters: B images, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+__all__ = [
+    "EIGHT_BIT_PSNR",
+    "PeakSignalToNoise",
+    "PerImageMean",
+    "ReconstructionQuality",
+    "StructuralSimilarity",
+    "psnr_per_image",
+    "ssim_per_image",
+    "structural_similarity",
+]
+
+Images = Tensor | Sequence[Tensor]
+
+_RANGE = 2.0
+_SIGMA = 1.5
+_WINDOW = 11
+_K1, _K2 = 0.01, 0.03
+
+EIGHT_BIT_PSNR = 10 * math.log10(12 * 255**2)
+"""58.92 dB: the PSNR of rounding to 8 bits, whose mean squared error is (R / 255)^2 / 12.
+
+Beyond it, a reconstruction is as good as the stored picture, and PSNR only measures floating-point noise.
+"""
+
+
+def psnr_per_image(
+    prediction: Images, target: Images, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False
+) -> Tensor:
+    """Peak signal-to-noise ratio of every image in decibel.
+
+    PSNR = min(10 log10(R^2 / mean((y - x)^2)), max_psnr),  R = 2
+
+    torchmetrics' function is the same up to 1e-7, because it takes its logarithms in float32.
+
+    Args:
+        prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
+        target: originals x of the same sizes; clamped.
+        max_psnr: cap in decibel. Without one (``math.inf``) a perfect image scores infinity, and so does every mean
+            that holds it. The default is the level of 8-bit rounding.
+        quantise: round both sides to 8 bits first, as files on disk are (about 0.01 dB at 34 dB).
+
+    Returns:
+        float64, (B,); NaN where an image holds NaN.
+
+    Raises:
+        ValueError: numbers or sizes of images differ.
+    """
+    if isinstance(prediction, Tensor) and isinstance(target, Tensor):
+        y, x = _exact(prediction, target, quantise)
+        psnr: Tensor = 10 * torch.log10(_RANGE**2 / (y - x).square().mean((1, 2, 3)))
+        return psnr.clamp(max=max_psnr)
+    pairs = _one_by_one(prediction, target)
+    return torch.cat([psnr_per_image(y, x, max_psnr, quantise) for y, x in pairs])
+
+
+def ssim_per_image(prediction: Images, target: Images, quantise: bool = False) -> Tensor:
+    """Structural similarity of every image.
+
+    See ``structural_similarity`` for the definition. Where an image is smaller than the window, the window shrinks to
+    the largest odd edge that fits, sigma stays.
+
+    Args:
+        prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
+        target: originals x of the same sizes; clamped.
+        quantise: round both sides to 8 bits first.
+
+    Returns:
+        float64, (B,), in [-1, 1]; 1 = equal.
+
+    Raises:
+        ValueError: numbers or sizes of images differ.
+
+    Source: doi:10.1109/TIP.2003.819861 eq. 13.
+    """
+    if not (isinstance(prediction, Tensor) and isinstance(target, Tensor)):
+        return torch.cat([ssim_per_image(y, x, quantise) for y, x in _one_by_one(prediction, target)])
+    return structural_similarity(*_exact(prediction, target, quantise))
+
+
+def structural_similarity(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of a batch, differentiable, in the dtype of its arguments.
+
+    SSIM = mean over windows and channels of
+           (2 m_y m_x + C1) (2 s_yx + C2) / ((m_y^2 + m_x^2 + C1) (s_y^2 + s_x^2 + C2)),
+    with C1 = (0.01 R)^2, C2 = (0.03 R)^2, R = 2 and moments under a Gaussian of sigma 1.5 on 11 x 11 pixels
+
+    Only windows that lie inside the image count, and variances are those of the population. This is the definition of
+    the original paper, of scikit-image with ``gaussian_weights=True, use_sample_covariance=False``, and of the
+    interior of torchmetrics' map. The mean that torchmetrics 1.9 returns is another number: it also averages over a
+    border of 5 pixels whose windows look at a reflection of the image.
+
+    Args:
+        prediction: y, float, (B, C, H, W), range [-1, 1].
+        target: x, the same shape.
+
+    Returns:
+        (B,), in [-1, 1]; 1 = equal.
+
+    Source: doi:10.1109/TIP.2003.819861 eq. 13.
+    """
+    y, x = prediction, target
+    window = _gaussian_window(min(_WINDOW, *y.shape[-2:]), y)
+    mean_y, mean_x, square_y, square_x, product = _smooth(torch.stack((y, x, y * y, x * x, y * x)), window)
+    c1, c2 = (_K1 * _RANGE) ** 2, (_K2 * _RANGE) ** 2
+    covariance = product - mean_y * mean_x
+    # Rounding can leave a variance slightly below 0 in flat regions.
+    variance_y, variance_x = (square_y - mean_y**2).clamp(min=0), (square_x - mean_x**2).clamp(min=0)
+    luminance = (2 * mean_y * mean_x + c1) / (mean_y**2 + mean_x**2 + c1)
+    structure = (2 * covariance + c2) / (variance_y + variance_x + c2)
+    similarity: Tensor = (luminance * structure).mean((1, 2, 3))
+    return similarity
+
+
+class PerImageMean(Metric, ABC):
+    """The mean of one number per image, over batches and ranks.
+
+    A subclass gives a name to its quantity and says how to compute it. The states, a float64 sum and a count, are
+    summed over ranks. A parent that is cast to another precision takes them along to its device, but does not round
+    them (torchmetrics guards against ``.half()``, not against the ``.to(dtype)`` of Lightning's ``bf16-true``).
+    """
+
+    quantity: ClassVar[str]
+    """Name of the quantity; it names the states, so that a ``MetricCollection`` never takes two quantities for one."""
+
+    full_state_update: bool | None = False
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state(f"{self.quantity}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(f"{self.quantity}_images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def per_image(self, prediction: Images, target: Images) -> Tensor:
+        """The quantity of every image.
+
+        Args:
+            prediction: B reconstructions in [-1, 1].
+            target: B originals of the same sizes.
+
+        Returns:
+            float, (B,).
+        """
+
+    @property
+    def num_images(self) -> int:
+        """Number of images counted so far on this rank."""
+        return int(getattr(self, f"{self.quantity}_images"))
+
+    def update(self, prediction: Images, target: Images, valid: Tensor | None = None) -> None:
+        """Count a batch.
+
+        Args:
+            prediction: reconstructions, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1].
+            target: originals of the same sizes.
+            valid: bool, (B,); False = a sample repeated only to fill the batch, not counted. Default: all count.
+
+        Raises:
+            ValueError: numbers or sizes of images differ, or ``valid`` is not a mask of B.
+        """
+        values = self.per_image(prediction, target).detach().double()
+        if valid is not None:
+            if valid.dtype != torch.bool or valid.shape != values.shape:
+                raise ValueError(
+                    f"valid must be a bool mask of {len(values)} images, got {valid.dtype} {list(valid.shape)}"
+                )
+            values = values[valid.to(values.device)]
+        for state, more in ((f"{self.quantity}_sum", values.sum()), (f"{self.quantity}_images", len(values))):
+            setattr(self, state, getattr(self, state) + more)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), exclude_state)
+
+    def compute(self) -> Tensor:
+        """The mean over all images counted on all ranks.
+
+        Returns:
+            float64 scalar; NaN if no image was counted.
+        """
+        total: Tensor = getattr(self, f"{self.quantity}_sum")
+        images: Tensor = getattr(self, f"{self.quantity}_images")
+        return total / images
+
+
+class PeakSignalToNoise(PerImageMean):
+    """Mean over images of the PSNR in decibel; images in [-1, 1], range 2.
+
+    Args:
+        max_psnr: cap per image in decibel; see ``psnr_per_image``.
+        quantise: compare 8-bit values.
+    """
+
+    quantity = "psnr"
+
+    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False) -> None:
+        super().__init__()
+        self.max_psnr = max_psnr
+        self.quantise = quantise
+
+    def per_image(self, prediction: Images, target: Images) -> Tensor:
+        """PSNR of every image; see ``psnr_per_image``.
+
+        Args:
+            prediction: B reconstructions in [-1, 1].
+            target: B originals of the same sizes.
+
+        Returns:
+            float64, (B,), decibel.
+        """
+        return psnr_per_image(prediction, target, self.max_psnr, self.quantise)
+
+
+class StructuralSimilarity(PerImageMean):
+    """Mean over images of the SSIM; images in [-1, 1], range 2.
+
+    Args:
+        quantise: compare 8-bit values.
+    """
+
+    quantity = "ssim"
+
+    def __init__(self, quantise: bool = False) -> None:
+        super().__init__()
+        self.quantise = quantise
+
+    def per_image(self, prediction: Images, target: Images) -> Tensor:
+        """SSIM of every image; see ``ssim_per_image``.
+
+        Args:
+            prediction: B reconstructions in [-1, 1].
+            target: B originals of the same sizes.
+
+        Returns:
+            float64, (B,).
+        """
+        return ssim_per_image(prediction, target, self.quantise)
+
+
+class ReconstructionQuality(nn.Module):
+    """PSNR and SSIM of one evaluation loop, updated together.
+
+    ``self.log("val/psnr", quality.psnr)`` and the same for ``quality.ssim`` log the means of the whole epoch.
+
+    Args:
+        max_psnr: cap per image in decibel; see ``psnr_per_image``.
+        quantise: compare 8-bit values.
+    """
+
+    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False) -> None:
+        super().__init__()
+        self.psnr = PeakSignalToNoise(max_psnr, quantise)
+        self.ssim = StructuralSimilarity(quantise)
+
+    def update(self, prediction: Images, target: Images, valid: Tensor | None = None) -> None:
+        """Count a batch in both metrics.
+
+        Args:
+            prediction: reconstructions, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1].
+            target: originals of the same sizes.
+            valid: bool, (B,); False = a sample repeated only to fill the batch, not counted.
+
+        Raises:
+            ValueError: numbers or sizes of images differ, or ``valid`` is not a mask of B.
+        """
+        self.psnr.update(prediction, target, valid)
+        self.ssim.update(prediction, target, valid)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means over all images counted on all ranks.
+
+        Returns:
+            ``psnr`` in decibel and ``ssim``, float64 scalars.
+        """
+        return {"psnr": self.psnr.compute(), "ssim": self.ssim.compute()}
+
+    def reset(self) -> None:
+        """Start a new epoch."""
+        self.psnr.reset()
+        self.ssim.reset()
+
+
+def _one_by_one(prediction: Images, target: Images) -> list[tuple[Tensor, Tensor]]:
+    if len(prediction) != len(target):
+        raise ValueError(f"{len(prediction)} reconstructions, {len(target)} originals")
+    if len(prediction) == 0:
+        raise ValueError("no images to compare")
+    return [(y[None], x[None]) for y, x in zip(prediction, target, strict=True)]
+
+
+def _exact(prediction: Tensor, target: Tensor, quantise: bool) -> tuple[Tensor, Tensor]:
+    """Both sides in float64 inside [-1, 1]."""
+    if prediction.shape != target.shape or prediction.ndim != 4:
+        raise ValueError(
+            f"need reconstructions and originals of one shape (B, C, H, W), or lists of (C, H, W); got "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
+    if not (prediction.is_floating_point() and target.is_floating_point()):
+        raise ValueError(f"need float images in [-1, 1], got {prediction.dtype} and {target.dtype}")
+    y, x = (images.detach().double().clamp(-1, 1) for images in (prediction, target))
+    if quantise:
+        y, x = ((255 * (images + 1) / 2).round() * (2 / 255) - 1 for images in (y, x))
+    return y, x
+
+
+def _gaussian_window(largest: int, like: Tensor) -> Tensor:
+    edge = largest if largest % 2 else largest - 1
+    distance = torch.arange(edge, dtype=like.dtype, device=like.device) - edge // 2
+    weight = torch.exp(-((distance / _SIGMA) ** 2) / 2)
+    return weight / weight.sum()
+
+
+def _smooth(maps: Tensor, window: Tensor) -> Tensor:
+    """Weighted means of (..., H, W) over all windows inside the map; rows and columns one after the other."""
+    flat = maps.flatten(0, -3)[:, None]
+    smooth = F.conv2d(F.conv2d(flat, window[None, None, :, None]), window[None, None, None, :])
+    return smooth.reshape(*maps.shape[:-2], *smooth.shape[-2:])

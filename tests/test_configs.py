@@ -1,0 +1,111 @@
+"""Every shipped configuration is built; every tiny one is trained for two steps by the verb that a user types."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from lightning_gen.cli import main
+from lightning_gen.commands.trainer import read_config
+from tests.data.samples import shards
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PARAMETERS = {"5b": 4_994_721_600, "350m": 354_548_032}
+
+# The paper's values, typed from its tables: section 3.3 of the requirement.
+PAPER_5B = {
+    "trainer": {"max_steps": 300_000, "gradient_clip_val": 1.0, "precision": "bf16-mixed"},
+    "model": {
+        "variant": "5B-f16x64",
+        "bottleneck": "layernorm",
+        "layer_scale": 1e-4,
+        "rope_theta": 10000.0,
+        "drop_path": 0.0,
+        "charbonnier_weight": 1.0,
+        "charbonnier_eps": 1e-3,
+        "ssim_weight": 0.1,
+        "dino_weight": 500.0,
+        "dino_model": "S",
+        "tile_size": 224,
+        "tiles_per_image": 1,
+        "activation_checkpointing": True,
+        "window_radius": None,
+    },
+}
+
+
+def sections(path: Path) -> dict[str, Any]:
+    config = read_config(["fit", "--config", str(path)])
+    return {"trainer": config["trainer"], "model": config["model"], "data": config["data"]}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_built(path: Path) -> None:
+    found = sections(path)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(pl.LightningModule, "model")
+    parser.add_subclass_arguments(pl.LightningDataModule, "data")
+    built = parser.instantiate(parser.parse_object({"model": found["model"], "data": found["data"]}))
+    assert all(p.device.type == "meta" for p in built.model.parameters()), "building a model allocates nothing"
+    for size, count in PARAMETERS.items():
+        if f"_{size}" in path.stem:
+            assert sum(p.numel() for p in built.model.parameters()) == count
+    assert built.data.patch_size == built.model.variant.patch
+
+
+@pytest.mark.parametrize("name", ["vitok_v2_5b", "vitok_v2_5b_stage2"])
+def test_the_large_configs_hold_the_papers_values(name: str) -> None:
+    found = sections(next(path for path in CONFIGS if path.stem == name))
+    for section, values in PAPER_5B.items():
+        given = found[section].get("init_args", found[section])
+        assert {key: given[key] for key in values} == values
+    arguments = found["model"]["init_args"]
+    optimizer, schedule = arguments["optimizer"], arguments["schedule"]
+    assert (optimizer["learning_rate"], tuple(optimizer["betas"]), optimizer["weight_decay"]) == (5e-4, (0.9, 0.95), 0.05)
+    assert (schedule["warmup_fraction"], schedule["final_learning_rate"]) == (0.05, 1e-5)
+    stages = [(s["tokens"], s["global_batch_size"], s["until_step"]) for s in found["data"]["init_args"]["stages"]]
+    assert stages == [(256, 6144, 270_000), (1024, 1536, None)]
+    assert "FSDP2Strategy" in str(found["trainer"]["strategy"])
+
+
+def test_overrides_reach_interpolated_values() -> None:
+    path = str(next(path for path in CONFIGS if path.stem == "vitok_v2_5b"))
+    found = read_config(["fit", "--config", path, "--seed_everything", "7"])
+    assert found["model"]["init_args"]["seed"] == found["data"]["init_args"]["seed"] == 7
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_of_a_config_is_commented(path: Path) -> None:
+    """A comment above the key, above the first of a run of keys of one thought, or above the item it belongs to."""
+    lines = path.read_text().splitlines()
+    bare = []
+    for number, line in enumerate(lines):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        above = lines[number - 1].strip() if number else ""
+        if not above:
+            bare.append(text)  # a new paragraph without a word
+    sections_only = {"trainer:", "checkpoint:", "model:", "data:", "vars:"}
+    assert [text for text in bare if text not in sections_only] == []
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem.endswith("_tiny")], ids=lambda path: path.stem)
+def test_tiny_config_trains_two_steps(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        shards(tmp_path / split, 12, per_shard=12, name=split)
+    folders = ["--data.init_args.train", str(tmp_path / "train"), "--data.init_args.val", str(tmp_path / "val")]
+    limits = ["--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
+    main(["fit", "--config", str(path), *folders, *limits])
+    run = tmp_path / "runs" / path.stem
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
+    assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
+    assert (run / "checkpoints" / "last.ckpt").exists() and (run / "config.yaml").exists()

@@ -5,8 +5,18 @@
 * ``two_processes`` runs any function on two gloo processes that live as long as the session.
 """
 
-from .network import NetworkChecks
-from .processes import WorkerError, two_processes
-from .training import Recorder, TrainingChecks, fit, needs_cpu_fsdp2
+from lightning_gen._lazy import attach
 
-__all__ = ["NetworkChecks", "Recorder", "TrainingChecks", "WorkerError", "fit", "needs_cpu_fsdp2", "two_processes"]
+# Imported on first use: the two processes start faster when they need not import Lightning for a job that does without.
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "NetworkChecks": ".network",
+        "Recorder": ".training",
+        "TrainingChecks": ".training",
+        "WorkerError": ".processes",
+        "fit": ".training",
+        "needs_cpu_fsdp2": ".training",
+        "two_processes": ".processes",
+    },
+)

@@ -34,7 +34,7 @@ class WorkerError(RuntimeError):
     """A job failed on a rank; the message holds that rank's traceback."""
 
 
-def two_processes(job: Callable[..., Any], *arguments: Any, limit: float = 60.0) -> list[Any]:
+def two_processes(job: Callable[..., Any], *arguments: Any, limit: float = 120.0) -> list[Any]:
     """Run ``job(*arguments)`` on two ranks of one gloo group.
 
     Args:

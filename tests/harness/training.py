@@ -128,7 +128,7 @@ class TrainingChecks:
 
     def _compare(self, strategy: str, folder: Path) -> None:
         losses, state = train_job(type(self), "auto", folder / "one", 1)
-        pair = two_processes(train_job, type(self), strategy, folder / "two", 2, limit=90.0)
+        pair = two_processes(train_job, type(self), strategy, folder / "two", 2)
         (first, first_state), (second, second_state) = pair
         mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
         assert mean == pytest.approx(losses, rel=self.loss_tolerance)

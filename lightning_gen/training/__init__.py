@@ -1,0 +1,1 @@
+"""What every training run needs: optimiser, schedule, strategies, weight averages, callbacks, keyed randomness."""

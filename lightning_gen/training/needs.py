@@ -1,0 +1,62 @@
+"""What a model and a data set need, as plain numbers: the records that ``needs`` classmethods return.
+
+``needs(cls, init_args)`` receives the parsed arguments of its class and builds nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DataNeeds", "ModelNeeds", "WeightNeed"]
+
+
+@dataclass(frozen=True)
+class WeightNeed:
+    """A file of published weights that the run reads.
+
+    Args:
+        what: what the weights are, for instance ``"DINOv3 ViT-S/16"``.
+        source: local path or hub id they are taken from.
+        found: whether they can be read here without asking anybody.
+        hint: what to do when they are not found.
+    """
+
+    what: str
+    source: str
+    found: bool
+    hint: str
+
+
+@dataclass(frozen=True)
+class ModelNeeds:
+    """What a model needs, counted without building it.
+
+    Args:
+        trainable: number of trainable parameters.
+        frozen: number of parameters that only run forward.
+        largest_block: parameters of the largest block that is gathered at once when the model is sharded.
+        activation_bytes_per_token: bytes kept for the backward pass per token of the batch, in 32-bit; halved here
+            when the run computes in 16 bits.
+        weights: published weights the model reads.
+    """
+
+    trainable: int
+    frozen: int = 0
+    largest_block: int = 0
+    activation_bytes_per_token: float = 0.0
+    weights: tuple[WeightNeed, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataNeeds:
+    """What a DataModule needs and will send.
+
+    Args:
+        tokens_per_global_batch: tokens of one optimiser step over all ranks, in the largest stage.
+        global_batch_size: images of that step.
+        missing: one sentence per missing manifest or shard: which one, and how to make it.
+    """
+
+    tokens_per_global_batch: int
+    global_batch_size: int
+    missing: tuple[str, ...] = ()

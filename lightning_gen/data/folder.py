@@ -1,0 +1,229 @@
+"""A folder of one's own pictures, for ``lightning predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lightning_gen.data.dataset import ImageDataset, Stored
+from lightning_gen.data.decode import MAX_PIXELS, Decoder, picture_size
+from lightning_gen.data.loader import BatchFactory, EvaluationLoader, StartMethod
+from lightning_gen.data.plan import EvaluationPlan
+from lightning_gen.data.quarantine import Quarantine, SampleError
+from lightning_gen.data.trainer_link import rank_and_world
+from lightning_gen.data.transforms import BudgetRule, token_count
+from lightning_gen.data.writing import list_pictures
+from lightning_gen.training.needs import DataNeeds
+
+__all__ = ["FolderDataModule", "FolderSource"]
+
+
+class FolderSource:
+    """Picture files as a source of samples; the key is the path inside the folder.
+
+    Args:
+        folder: where they are.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+        SampleError: a file that ends like a picture is none.
+    """
+
+    def __init__(self, folder: str, max_pixels: int = MAX_PIXELS) -> None:
+        self.folder = Path(folder)
+        self.paths = [path.relative_to(self.folder).as_posix() for path in list_pictures(folder)]
+        self._sizes = np.array([self._size(path, max_pixels) for path in self.paths], np.int64)
+
+    def _size(self, path: str, max_pixels: int) -> tuple[int, int]:
+        try:
+            with open(self.folder / path, "rb") as file:
+                return picture_size(file, max_pixels)
+        except (OSError, ValueError) as error:
+            raise SampleError(f"{self.folder / path}: {error}") from None
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.paths)
+
+    def read(self, index: int) -> Stored:
+        """Read a file.
+
+        Args:
+            index: its number.
+
+        Returns:
+            Its bytes, without a label.
+
+        Raises:
+            SampleError: it cannot be read any more.
+        """
+        try:
+            return Stored((self.folder / self.paths[index]).read_bytes(), -1)
+        except OSError as error:
+            raise SampleError(f"the file cannot be read: {error.strerror or error}") from None
+
+    def name(self, index: int) -> tuple[str, str]:
+        """Folder and path inside it.
+
+        Args:
+            index: number of the file.
+
+        Returns:
+            Both.
+        """
+        return self.folder.name, self.paths[index]
+
+    def damage(self, index: int) -> int:
+        """A file never takes others with it.
+
+        Args:
+            index: number of the file.
+
+        Returns:
+            1.
+        """
+        del index
+        return 1
+
+    def sizes(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Heights and widths.
+
+        Args:
+            indices: numbers of files.
+
+        Returns:
+            int64, (n, 2).
+        """
+        sizes: npt.NDArray[np.int64] = self._sizes[indices]
+        return sizes
+
+
+class FolderDataModule(pl.LightningDataModule):
+    """Every picture of a folder once, at its own size, for prediction and validation.
+
+    Nothing is cropped, mirrored or replaced: a file that cannot be decoded is an error that names it. Batches are
+    padded to their own longest picture.
+
+    Args:
+        pictures: the folder; folders inside it too.
+        patch_size: patch edge p in pixels.
+        tokens: resize larger pictures to this token budget; None = keep every size.
+        batch_size: pictures per batch and rank.
+        budget_rule: how a picture is made to fit.
+        num_workers: decoding processes per rank; 0 = in the main process.
+        start_method: how they are started; None = torch's default.
+        decoder: which JPEG decoder.
+        max_pixels: larger pictures are refused.
+        worker_timeout: seconds to wait for a batch.
+    """
+
+    def __init__(
+        self,
+        pictures: str,
+        patch_size: int = 16,
+        tokens: int | None = None,
+        batch_size: int = 1,
+        budget_rule: BudgetRule = "isotropic",
+        num_workers: int = 0,
+        start_method: StartMethod | None = None,
+        decoder: Decoder = "auto",
+        max_pixels: int = MAX_PIXELS,
+        worker_timeout: float = 600.0,
+    ) -> None:
+        super().__init__()
+        self.pictures, self.patch_size, self.tokens, self.batch_size = pictures, patch_size, tokens, batch_size
+        self.budget_rule, self.num_workers, self.start_method = budget_rule, num_workers, start_method
+        self.decoder, self.max_pixels, self.worker_timeout = decoder, max_pixels, worker_timeout
+        self._factory: BatchFactory | None = None
+
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> DataNeeds:
+        """What the data will ask of the machine, for the preflight.
+
+        Args:
+            init_args: the constructor's arguments as they stand in the configuration.
+
+        Returns:
+            Tokens and pictures of the largest batch of one rank, and what is missing on the disk.
+        """
+        folder, size = str(init_args.get("pictures")), int(init_args.get("batch_size") or 1)
+        try:
+            source = FolderSource(folder)
+        except (FileNotFoundError, SampleError) as error:
+            return DataNeeds(int(init_args.get("tokens") or 0) * size, size, (f"data.pictures: {error}",))
+        patch = int(init_args.get("patch_size") or 16)
+        longest = max(token_count((h, w), patch) for h, w in source.sizes(np.arange(len(source))).tolist())
+        return DataNeeds(min(longest, int(init_args.get("tokens") or longest)) * size, size)
+
+    def predict_loader(self, rank: int = 0, world: int = 1) -> EvaluationLoader:
+        """Batches without a trainer.
+
+        Args:
+            rank: this rank.
+            world: number of ranks.
+
+        Returns:
+            The loader; ``valid`` is False for pictures that only fill the last batch.
+
+        Raises:
+            FileNotFoundError: no such folder, or no picture in it.
+            SampleError: a file is not a picture; the message names it.
+        """
+        source = FolderSource(self.pictures, self.max_pixels)
+        dataset = ImageDataset(
+            source,
+            self.patch_size,
+            seed=0,
+            rule=self.budget_rule,
+            decoder=self.decoder,
+            max_pixels=self.max_pixels,
+            strict=True,
+        )
+        self.teardown()
+        self._factory = BatchFactory(
+            dataset,
+            rank,
+            world,
+            Quarantine(len(source), 0.0),
+            pad_to="rank",
+            num_workers=self.num_workers,
+            timeout=self.worker_timeout,
+            start_method=self.start_method,
+            pin_memory=torch.cuda.is_available(),
+        )
+        plan = EvaluationPlan(len(source), self.batch_size * world, self.tokens or self.max_pixels)
+        return EvaluationLoader(plan, self._factory)
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """The pictures of this rank.
+
+        Returns:
+            The loader.
+        """
+        return self.predict_loader(*rank_and_world(self.trainer))
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """The same pictures, for ``lightning validate``.
+
+        Returns:
+            The loader.
+        """
+        return self.predict_dataloader()
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the workers.
+
+        Args:
+            stage: not used.
+        """
+        del stage
+        if self._factory is not None:
+            self._factory.close()
+            self._factory = None

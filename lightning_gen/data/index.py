@@ -1,0 +1,258 @@
+"""SHARD.idx: where every field of every sample of a tar lies, and how large its picture is.
+
+Layout: the magic line, one line of JSON (fields, number of samples, size of the tar, length of the key block), then
+little-endian arrays without gaps: offsets int64 (S, F), sizes int64 (S, F) with -1 = no such field, heights uint32 (S),
+widths uint32 (S) with 0 = unknown, key ends int64 (S), and the keys one after another in UTF-8. S samples, F fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_gen.data.quarantine import ShardError
+from lightning_gen.data.tarfiles import split_name, walk
+
+__all__ = ["ShardIndex", "index_tar", "picture_field", "replace_file"]
+
+_MAGIC = b"lg-wds idx 1\n"
+PICTURE_FIELDS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardIndex:
+    """The index of one tar.
+
+    Attributes:
+        fields: names of the F fields, sorted.
+        key_block: the keys of the S samples one after another, UTF-8, in the order of the tar.
+        key_ends: int64, (S,), where each key ends in the block.
+        offsets: int64, (S, F), first byte of a field.
+        sizes: int64, (S, F), bytes of a field, -1 = the sample has no such field.
+        heights: uint32, (S,), height of the picture after its EXIF rotation, 0 = unknown.
+        widths: uint32, (S,), width likewise.
+        tar_bytes: size of the tar the index belongs to.
+    """
+
+    fields: tuple[str, ...]
+    key_block: bytes
+    key_ends: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    heights: npt.NDArray[np.uint32]
+    widths: npt.NDArray[np.uint32]
+    tar_bytes: int
+
+    def __len__(self) -> int:
+        """Number of samples S."""
+        return len(self.key_ends)
+
+    def key(self, row: int) -> str:
+        """Key of a sample.
+
+        Args:
+            row: its number in the tar.
+
+        Returns:
+            The key.
+        """
+        return self.key_block[self.key_ends[row - 1] if row else 0 : self.key_ends[row]].decode("utf-8")
+
+    def to_bytes(self) -> bytes:
+        """The content of the .idx file.
+
+        Returns:
+            Bytes that depend on the index alone.
+        """
+        head = {"fields": self.fields, "num_samples": len(self), "tar_bytes": self.tar_bytes}
+        out = io.BytesIO()
+        out.write(_MAGIC + json.dumps({**head, "key_bytes": len(self.key_block)}, sort_keys=True).encode() + b"\n")
+        for array, kind in self._arrays():
+            out.write(np.ascontiguousarray(array, dtype=kind).tobytes())
+        out.write(self.key_block)
+        return out.getvalue()
+
+    def _arrays(self) -> list[tuple[npt.NDArray[np.generic], str]]:
+        sizes = [(self.heights, "<u4"), (self.widths, "<u4")]
+        return [(self.offsets, "<i8"), (self.sizes, "<i8"), *sizes, (self.key_ends, "<i8")]
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: str | os.PathLike[str] = "(memory)") -> ShardIndex:
+        """Read what :meth:`to_bytes` wrote.
+
+        Args:
+            data: content of an .idx file.
+            path: its name, for messages.
+
+        Returns:
+            The index.
+
+        Raises:
+            ShardError: the bytes are not an index of this version, or cut short.
+        """
+        try:
+            if not data.startswith(_MAGIC):
+                raise ValueError("the first line is not that of an lg-wds index")
+            end = data.index(b"\n", len(_MAGIC)) + 1
+            head = json.loads(data[len(_MAGIC) : end])
+            samples, fields = int(head["num_samples"]), tuple(head["fields"])
+            shapes = [("<i8", (samples, len(fields)))] * 2 + [("<u4", (samples,))] * 2 + [("<i8", (samples,))]
+            arrays = []
+            for kind, shape in shapes:
+                count = int(np.prod(shape))
+                arrays.append(np.frombuffer(data, kind, count, end).reshape(shape))
+                end += arrays[-1].nbytes
+            if len(data) != end + int(head["key_bytes"]):
+                raise ValueError(f"{len(data)} bytes instead of {end + int(head['key_bytes'])}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(f"index {path} is damaged ({error}): delete it, it is made again from the tar") from None
+        offsets, sizes, heights, widths, ends = arrays
+        return cls(fields, data[end:], ends, offsets, sizes, heights, widths, int(head["tar_bytes"]))
+
+    @classmethod
+    def from_samples(
+        cls, samples: Mapping[str, Mapping[str, tuple[int, int]]], shapes: Mapping[str, tuple[int, int]], tar_bytes: int
+    ) -> ShardIndex:
+        """Build an index from a table.
+
+        Args:
+            samples: key -> field -> (offset, size), in the order of the tar.
+            shapes: key -> (height, width) of the picture; keys may be missing.
+            tar_bytes: size of the tar.
+
+        Returns:
+            The index.
+        """
+        fields = tuple(sorted({field for places in samples.values() for field in places}))
+        offsets = np.zeros((len(samples), len(fields)), np.int64)
+        sizes = np.full((len(samples), len(fields)), -1, np.int64)
+        for row, places in enumerate(samples.values()):
+            for column, field in enumerate(fields):
+                if field in places:
+                    offsets[row, column], sizes[row, column] = places[field]
+        shape = np.array([shapes.get(key, (0, 0)) for key in samples], np.uint32).reshape(-1, 2)
+        keys = [key.encode("utf-8") for key in samples]
+        ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
+        return cls(fields, b"".join(keys), ends, offsets, sizes, shape[:, 0], shape[:, 1], tar_bytes)
+
+
+def picture_field(fields: Mapping[str, object]) -> str | None:
+    """Which field of a sample is its picture.
+
+    Args:
+        fields: the sample, or anything keyed by its field names.
+
+    Returns:
+        The first of jpg, jpeg, png, webp, tif, tiff, bmp, gif, ppm that is there, in any case; None = no picture.
+    """
+    lower = {name.lower(): name for name in fields}
+    return next((lower[name] for name in PICTURE_FIELDS if name in lower), None)
+
+
+def index_tar(path: str | os.PathLike[str], measure: Callable[[BinaryIO], tuple[int, int]] | None = None) -> ShardIndex:
+    """Index a tar that somebody else wrote, by walking its headers.
+
+    Args:
+        path: an uncompressed tar whose samples are adjacent members that share a key.
+        measure: picture file -> (height, width), reads its header only; None = leave the sizes unknown.
+
+    Returns:
+        The index.
+
+    Raises:
+        ShardError: the tar is damaged, a sample has the same field twice, or its members are not adjacent.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    last = ""
+    for member in walk(path):
+        split = split_name(member.name)
+        if split is None or _is_meta(split[0]):
+            continue
+        key, field = split
+        if key in samples and (key != last or field in samples[key]):
+            why = f"holds {member.name} twice" if field in samples[key] else f"has the members of {key} apart"
+            raise ShardError(f"shard {path} {why}: the members of a sample must be adjacent and differ")
+        samples.setdefault(key, {})[field] = (member.offset, member.size)
+        last = key
+    shapes = _measured(path, samples, measure) if measure is not None else {}
+    return ShardIndex.from_samples(samples, shapes, os.path.getsize(path))
+
+
+def _is_meta(key: str) -> bool:
+    base = key.rsplit("/", 1)[-1]
+    return base.startswith("__") and base.endswith("__")
+
+
+def _measured(
+    path: str | os.PathLike[str],
+    samples: Mapping[str, Mapping[str, tuple[int, int]]],
+    measure: Callable[[BinaryIO], tuple[int, int]],
+) -> dict[str, tuple[int, int]]:
+    """Sizes of the pictures whose header can be read; the others stay unknown and are judged when they are used."""
+    shapes = {}
+    with open(path, "rb") as file:
+        for key, fields in samples.items():
+            field = picture_field(fields)
+            if field is None:
+                continue
+            with contextlib.suppress(ValueError), io.BufferedReader(_Part(file.fileno(), *fields[field])) as part:
+                shapes[key] = measure(part)
+    return shapes
+
+
+class _Part(io.RawIOBase):
+    """A stretch of an open file as a file of its own: whoever reads a header from it reads no more than that."""
+
+    def __init__(self, handle: int, offset: int, size: int) -> None:
+        self._handle, self._offset, self._size, self._position = handle, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._position))
+        data = os.pread(self._handle, size, self._offset + self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> str:
+    """Write a file so that nobody ever sees half of it.
+
+    Args:
+        path: the file; its folder exists.
+        data: its content.
+
+    Returns:
+        sha256 of the content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return hashlib.sha256(data).hexdigest()

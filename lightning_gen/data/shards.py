@@ -1,0 +1,261 @@
+"""Reading samples of tar shards by their number, in any order.
+
+Bytes are read with ``pread`` at the place the index names: as fast as a memory map, but a file that is cut short while
+it is read gives an error with a name instead of killing the process (SIGBUS), and a read can be given up after a while.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import queue
+import random
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_gen.data.index import ShardIndex
+from lightning_gen.data.manifest import Manifest
+from lightning_gen.data.quarantine import ShardError
+
+__all__ = ["IndexedShards", "ReadError"]
+
+
+class ReadError(ShardError):
+    """A read failed or took too long, also after trying again."""
+
+
+_Asked = queue.SimpleQueue[tuple[int, int, int] | None]
+_Answers = queue.SimpleQueue[bytes | OSError]
+
+
+def _serve(asked: _Asked, answers: _Answers) -> None:
+    while (place := asked.get()) is not None:
+        try:
+            answers.put(os.pread(*place))
+        except OSError as error:
+            answers.put(error)
+
+
+class _Reader:
+    """A thread that reads, so that somebody else can stop waiting for it.
+
+    A daemon: a thread that hangs in a dead file system must not keep the process from ending. It ends with its owner.
+    """
+
+    def __init__(self) -> None:
+        self._asked: _Asked = queue.SimpleQueue()
+        self._answers: _Answers = queue.SimpleQueue()
+        threading.Thread(target=_serve, args=(self._asked, self._answers), name="shard-read", daemon=True).start()
+        weakref.finalize(self, self._asked.put, None)
+
+    def read(self, handle: int, size: int, offset: int, timeout: float) -> bytes:
+        self._asked.put((handle, size, offset))
+        answer = self._answers.get(timeout=timeout)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+class IndexedShards:
+    """The samples of a manifest as a sequence of ``{field: bytes}``.
+
+    Opens files when they are needed and keeps at most ``max_open`` of them, so file descriptors do not grow. Indices
+    stay in memory (about 100 kB per 1000 samples). Safe to pickle (spawned workers) and to fork.
+
+    Args:
+        manifest: what to read.
+        max_open: tars kept open at a time.
+        retries: how often a failed read is tried again, with growing pauses.
+        timeout: seconds one read may take, None = for ever.
+    """
+
+    def __init__(
+        self, manifest: Manifest, *, max_open: int = 128, retries: int = 2, timeout: float | None = 120.0
+    ) -> None:
+        self.manifest = manifest
+        self.max_open = max_open
+        self.retries = retries
+        self.timeout = timeout
+        self.retried = 0
+        self.bytes_read = 0
+        self._ends = np.cumsum([shard.num_samples for shard in manifest.shards]).tolist()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._indices: dict[int, ShardIndex] = {}
+        self._damaged: dict[int, str] = {}
+        self._reader: _Reader | None = None
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        """All fields of a sample.
+
+        Args:
+            index: global sample index.
+
+        Returns:
+            Field -> bytes.
+
+        Raises:
+            ShardError: the shard is damaged (every sample of it is lost).
+            ReadError: the disk does not answer.
+        """
+        shard, row = self.locate(index)
+        table = self.index(shard)
+        sizes = table.sizes[row].tolist()
+        places = [(f, o, n) for f, o, n in zip(table.fields, table.offsets[row].tolist(), sizes, strict=True) if n >= 0]
+        # The members of a sample are neighbours: one read fetches them with the headers between them.
+        start = min(offset for _, offset, _ in places)
+        data = self._read(shard, start, max(offset + size for _, offset, size in places) - start)
+        return {field: data[offset - start : offset - start + size] for field, offset, size in places}
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Where a sample lies.
+
+        Args:
+            index: global sample index.
+
+        Returns:
+            Number of its shard, and its row there.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of a data set with {len(self)} samples")
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
+
+    def key(self, index: int) -> str:
+        """Key of a sample.
+
+        Args:
+            index: global sample index.
+
+        Returns:
+            The key.
+        """
+        shard, row = self.locate(index)
+        return self.index(shard).key(row)
+
+    def sizes(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Sizes of pictures as the index has them.
+
+        Args:
+            indices: global sample indices.
+
+        Returns:
+            int64, (len(indices), 2), height and width, 0 = unknown.
+        """
+        out = np.empty((len(indices), 2), np.int64)
+        for number, index in enumerate(indices):
+            shard, row = self.locate(int(index))
+            table = self.index(shard)
+            out[number] = table.heights[row], table.widths[row]
+        return out
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of a shard.
+
+        Args:
+            shard: its number.
+
+        Returns:
+            The index, from memory where it was used lately.
+
+        Raises:
+            ShardError: it is missing or does not belong to the manifest.
+        """
+        if shard in self._indices:
+            return self._indices[shard]
+        path, record = self.manifest.idx_path(shard), self.manifest.shards[shard]
+        try:
+            table = ShardIndex.from_bytes(path.read_bytes(), path)
+        except OSError as error:
+            raise ShardError(f"index {path} cannot be read: {error.strerror or error}. Write or index again") from None
+        if len(table) != record.num_samples or table.tar_bytes != record.bytes:
+            raise ShardError(f"index {path} does not belong to the manifest of {record.name}: write or index again")
+        self._indices[shard] = table
+        return table
+
+    def close(self) -> None:
+        """Close every open file; reading again opens what it needs."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+        self._indices.clear()
+        self._reader = None
+
+    def _file(self, shard: int) -> int:
+        if shard in self._damaged:
+            raise ShardError(self._damaged[shard])
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        path, record = self.manifest.tar_path(shard), self.manifest.shards[shard]
+        try:
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise self._damage(shard, f"shard {path} cannot be opened: {error.strerror or error}") from None
+        size = os.fstat(handle).st_size
+        if size != record.bytes:
+            os.close(handle)
+            raise self._damage(
+                shard, f"shard {path} has {size} bytes, the manifest says {record.bytes}. Fetch it again"
+            )
+        self._files[shard] = handle
+        while len(self._files) > self.max_open:
+            os.close(self._files.popitem(last=False)[1])
+        return handle
+
+    def _damage(self, shard: int, reason: str) -> ShardError:
+        self._damaged[shard] = reason
+        return ShardError(reason)
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        handle = self._file(shard)
+        name = self.manifest.shards[shard].name
+        for attempt in range(self.retries + 1):
+            try:
+                data = self._timed(handle, size, offset)
+            except (OSError, queue.Empty) as error:
+                why = f"no answer in {self.timeout} s" if isinstance(error, queue.Empty) else str(error)
+                if attempt == self.retries:
+                    raise ReadError(f"shard {name}: {size} bytes at {offset} cannot be read: {why}") from None
+                self.retried += 1
+                time.sleep(0.1 * 2**attempt * (1 + random.random()))  # noqa: S311
+                continue
+            if len(data) != size:
+                raise self._damage(shard, f"shard {name} was cut short: {size} bytes at {offset} are not there")
+            self.bytes_read += size
+            return data
+        raise AssertionError("unreachable")
+
+    def _timed(self, handle: int, size: int, offset: int) -> bytes:
+        if self.timeout is None:
+            return os.pread(handle, size, offset)
+        if self._reader is None or self._process != os.getpid():
+            # Threads do not survive a fork; open files do.
+            self._reader, self._process = _Reader(), os.getpid()
+        try:
+            return self._reader.read(handle, size, offset, self.timeout)
+        except queue.Empty:
+            # The thread hangs in the kernel and cannot be stopped; leave it behind and take a new one.
+            self._reader = None
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("manifest", "max_open", "retries", "timeout")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        manifest = state.pop("manifest")
+        self.__init__(manifest, **state)  # type: ignore[misc]

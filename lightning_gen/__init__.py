@@ -1,0 +1,40 @@
+"""Components for image generation with PyTorch Lightning.
+
+Every name below is imported the first time it is used, so `import lightning_gen` itself needs neither torch nor
+Lightning. The same names may be written in a configuration file as ``class_path: ViTokV2``.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from ._lazy import attach
+
+if TYPE_CHECKING:
+    from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
+    from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
+    from .data.folder import FolderDataModule as FolderDataModule
+    from .data.imagenet import ImageNetDataModule as ImageNetDataModule
+    from .data.modules import ShardDataModule as ShardDataModule
+    from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
+    from .training.callbacks.sample_grid import SampleGrid as SampleGrid
+    from .training.callbacks.throughput import Throughput as Throughput
+    from .training.ema import EMA as EMA
+    from .training.strategies import FSDP2Strategy as FSDP2Strategy
+
+__version__ = "0.1.0"
+
+COMPONENTS: Final[dict[str, str]] = {
+    "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
+    "EMA": "lightning_gen.training.ema",
+    "FSDP2Strategy": "lightning_gen.training.strategies",
+    "FolderDataModule": "lightning_gen.data.folder",
+    "ImageNetDataModule": "lightning_gen.data.imagenet",
+    "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
+    "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
+    "ShardDataModule": "lightning_gen.data.modules",
+    "Throughput": "lightning_gen.training.callbacks.throughput",
+    "ViTokV2": "lightning_gen.autoencoders.vitok_v2.module",
+}
+"""Short name -> module of every class that a configuration may name."""
+
+__getattr__, __dir__, _names = attach(__name__, COMPONENTS)
+__all__ = ["COMPONENTS", "__version__", *_names]

@@ -1,0 +1,197 @@
+"""`lightning export`: from a training checkpoint (file or folder of shards) to a folder of safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+from .errors import deliberate, fail
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+    from torch import Tensor
+
+__all__ = ["SavesPretrained", "export", "main"]
+
+
+@runtime_checkable
+class SavesPretrained(Protocol):
+    """A model that knows the layout in which its weights are published."""
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write weights and configuration.
+
+        Args:
+            folder: where to; made if it does not exist.
+        """
+
+
+def main(argv: list[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: arguments after ``export``.
+
+    Returns:
+        0 after success.
+    """
+    parser = argparse.ArgumentParser("lightning export", description="Turn a training checkpoint into safetensors.")
+    parser.add_argument("checkpoint", help="a .ckpt file, a folder of shards, or a run folder (its newest checkpoint)")
+    parser.add_argument("output", help="folder to write")
+    parser.add_argument(
+        "--weights",
+        default="auto",
+        help="raw, ema, or the decay of an average; by default the average if there is exactly one, else raw",
+    )
+    parser.add_argument("--config", help="configuration of the model; by default the checkpoint's or its run's own")
+    options = parser.parse_args(argv)
+    try:
+        used = export(Path(options.checkpoint), Path(options.output), options.weights, options.config)
+    except Exception as error:
+        about_input = deliberate(error)
+        if about_input is None:
+            raise
+        fail("export", str(about_input))
+    print(f"{options.output}: {used} weights")
+    return 0
+
+
+def export(checkpoint: Path, output: Path, weights: str = "auto", config: str | None = None) -> str:
+    """Write a model's weights in the layout they are published in.
+
+    Args:
+        checkpoint: file, folder of shards, or run folder.
+        output: folder to write.
+        weights: ``"raw"``, ``"ema"``, a decay, or ``"auto"``.
+        config: configuration that names the model; None = what the checkpoint or its run folder says.
+
+    Returns:
+        Which weights were written: ``"raw"`` or ``"ema <decay>"``.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the model is unknown, or the wanted average is not in the checkpoint.
+    """
+    from lightning_gen.training.averages import read_weights
+
+    path = _newest(checkpoint)
+    average = _choose(path, weights)
+    state = read_weights(path, average)
+    model = _build(path, config)
+    _fill(model, state, path)
+    output.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, SavesPretrained):
+        model.save_pretrained(str(output))
+    else:
+        _save_plain(model, output)
+    return "raw" if average is False else f"ema {average}"
+
+
+def _newest(checkpoint: Path) -> Path:
+    from lightning_gen.training.checkpoint import is_complete
+    from lightning_gen.training.run_folder import RunFolder
+
+    if (checkpoint / "checkpoints").is_dir():
+        last = RunFolder(checkpoint.parent, checkpoint.name).last_checkpoint()
+        if last is None:
+            raise FileNotFoundError(f"{checkpoint} holds no complete checkpoint")
+        return last
+    if not checkpoint.exists():
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}")
+    if not is_complete(checkpoint):
+        raise ValueError(f"{checkpoint} is no complete checkpoint: it was cut off, or is something else")
+    return checkpoint
+
+
+def _choose(path: Path, weights: str) -> float | bool:
+    """Decay of the average to write, or False for the raw weights."""
+    decays = _decays(path)
+    there = f"its averages have the decays {', '.join(map(str, decays))}" if decays else "it holds no averages"
+    if weights == "raw" or (weights == "auto" and not decays):
+        return False
+    if weights in ("auto", "ema"):
+        if len(decays) != 1:
+            raise ValueError(f"{path}: {there}; say which weights to write, for instance --weights raw")
+        return decays[0]
+    try:
+        decay = float(weights)
+    except ValueError:
+        decay = -1.0
+    if decay not in decays:
+        raise ValueError(f"--weights {weights}: expected raw, ema or a decay; in {path}, {there}")
+    return decay
+
+
+def _decays(path: Path) -> list[float]:
+    from lightning_gen.training.averages import AVERAGES
+
+    if path.is_dir():
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        stored = FileSystemReader(path).read_metadata().state_dict_metadata
+        names = [key.partition(".")[2] for key in stored if key.startswith(f"{AVERAGES}.")]
+    else:
+        names = list(_rest(path).get(AVERAGES, {}))
+    return sorted({float(name.split("/", 1)[0]) for name in names})
+
+
+def _rest(path: Path) -> Mapping[str, Any]:
+    """What a checkpoint holds besides tensors of the model (for a file: everything, read lazily)."""
+    import torch
+
+    file = path / "meta.pt" if path.is_dir() else path
+    return cast(Mapping[str, Any], torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+
+
+def _build(path: Path, config: str | None) -> LightningModule:
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch import LightningModule
+
+    section = _model_section(path, config)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model")
+    parsed = parser.parse_object({"model": section})
+    return cast(LightningModule, parser.instantiate_classes(parsed).model)
+
+
+def _model_section(path: Path, config: str | None) -> Mapping[str, Any]:
+    from .trainer import prepare, read_config
+
+    beside = path.parent.parent / "config.yaml"
+    if config is None:
+        arguments = dict(_rest(path).get("hyper_parameters") or {})
+        class_path = arguments.pop("_class_path", None)
+        arguments.pop("_instantiator", None)
+        if class_path is not None:
+            prepare([class_path])
+            return {"class_path": class_path, "init_args": arguments}
+        if not beside.is_file():
+            raise ValueError(f"{path} does not say which model it belongs to; name its configuration with --config")
+    return cast(Mapping[str, Any], read_config(["fit", "--config", config or str(beside)])["model"])
+
+
+def _fill(model: LightningModule, state: Mapping[str, Tensor], path: Path) -> None:
+    if not set(state) <= set(model.state_dict()):
+        # A model that builds its layers there, like one that is sharded while it is built.
+        model.configure_model()
+    own = model.state_dict()
+    wrong = sorted(
+        key for key in set(own) | set(state) if key not in own or key not in state or own[key].shape != state[key].shape
+    )
+    if wrong and model.strict_loading:
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__}: missing, unknown or of another shape: "
+            f"{', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
+    # assign: a model on the meta device takes the tensors as they are, nothing is initialised first.
+    model.load_state_dict(dict(state), strict=model.strict_loading, assign=True)
+
+
+def _save_plain(model: LightningModule, output: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(
+        {key: value.contiguous().clone() for key, value in model.state_dict().items()}, output / "model.safetensors"
+    )

@@ -1,0 +1,129 @@
+"""From a training checkpoint to safetensors: the right weights, in the layout of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lightning_gen.cli import main
+from lightning_gen.training.averages import read_weights
+
+FIT = ["fit", "--config", "toy.yaml"]
+
+
+def trained(model="my_idea.ToyModel", decays=(), **trainer):
+    """A finished run; gives its newest checkpoint."""
+    config = yaml.safe_load(Path("toy.yaml").read_text())
+    if decays:
+        trainer["callbacks"] = [{"class_path": "EMA", "init_args": {"decays": list(decays)}}]
+    config["trainer"].update(trainer)
+    Path("toy.yaml").write_text(yaml.safe_dump(config))
+    main([*FIT, "--model", model])
+    return Path("runs/toy/checkpoints/last.ckpt")
+
+
+def exported(*args):
+    assert main(["export", *map(str, args)]) == 0
+    return load_file(Path(args[1]) / "model.safetensors")
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for key in left:
+        assert torch.equal(left[key], right[key])
+
+
+def test_raw_weights(workshop, capsys):
+    checkpoint = trained()
+    assert_equal(exported(checkpoint, "out"), read_weights(checkpoint))
+    assert "raw weights" in capsys.readouterr().out
+
+
+def test_run_folder_means_its_newest_checkpoint(workshop):
+    checkpoint = trained()
+    assert_equal(exported("runs/toy", "out"), read_weights(checkpoint))
+
+
+def test_average_is_chosen_if_there_is_one(workshop, capsys):
+    checkpoint = trained(decays=[0.5])
+    average = read_weights(checkpoint, 0.5)
+    assert not torch.equal(average["net.weight"], read_weights(checkpoint)["net.weight"])
+    assert_equal(exported(checkpoint, "out"), average)
+    assert "ema 0.5 weights" in capsys.readouterr().out
+    assert_equal(exported(checkpoint, "ema", "--weights", "ema"), average)
+    assert_equal(exported(checkpoint, "raw", "--weights", "raw"), read_weights(checkpoint))
+
+
+def test_several_averages_must_be_named(workshop, refused):
+    checkpoint = trained(decays=[0.5, 0.9])
+    assert "decays 0.5, 0.9; say which" in refused("export", str(checkpoint), "out")
+    assert "expected raw, ema or a decay" in refused("export", str(checkpoint), "out", "--weights", "0.7")
+    assert "expected raw, ema or a decay" in refused("export", str(checkpoint), "out", "--weights", "all")
+    assert_equal(exported(checkpoint, "out", "--weights", "0.9"), read_weights(checkpoint, 0.9))
+
+
+def test_no_average(workshop, refused):
+    assert "holds no averages" in refused("export", str(trained()), "out", "--weights", "ema")
+
+
+def test_folder_of_shards(workshop):
+    sizes = {"data_parallel_size": 1, "tensor_parallel_size": 1}
+    checkpoint = trained("my_idea.Sharded", [0.5], strategy={"class_path": "FSDP2Strategy", "init_args": sizes})
+    assert checkpoint.is_dir()
+    assert_equal(exported(checkpoint, "out"), read_weights(checkpoint, 0.5))
+    assert_equal(exported(checkpoint, "raw", "--weights", "raw"), read_weights(checkpoint))
+
+
+def test_model_with_a_layout_of_its_own(workshop):
+    checkpoint = trained("my_idea.Published")
+    assert main(["export", str(checkpoint), "out"]) == 0
+    total = float(read_weights(checkpoint)["net.weight"].sum())
+    assert float(Path("out/published.txt").read_text()) == total
+
+
+def test_checkpoint_that_does_not_name_its_model(workshop, refused):
+    checkpoint = trained()
+    stripped = torch.load(checkpoint, weights_only=True)
+    del stripped["hyper_parameters"]
+    torch.save(stripped, "runs/toy/checkpoints/step=0000005.ckpt")
+    assert_equal(exported("runs/toy/checkpoints/step=0000005.ckpt", "out"), read_weights(checkpoint))
+    torch.save(stripped, "elsewhere.ckpt")
+    assert "name its configuration with --config" in refused("export", "elsewhere.ckpt", "out2")
+    assert_equal(exported("elsewhere.ckpt", "out2", "--config", "toy.yaml"), read_weights(checkpoint))
+
+
+def test_checkpoint_of_another_model(workshop, refused):
+    checkpoint = trained()
+    text = Path("toy.yaml").read_text().replace("dim: 4", "dim: 5")
+    Path("five.yaml").write_text(text)
+    message = refused("export", str(checkpoint), "out", "--config", "five.yaml")
+    assert "does not fit ToyModel" in message
+    assert "net.weight" in message
+
+
+def test_bad_checkpoints(workshop, refused):
+    assert "no checkpoint at" in refused("export", "nowhere.ckpt", "out")
+    Path("text.ckpt").write_text("hello")
+    assert "no complete checkpoint" in refused("export", "text.ckpt", "out")
+    Path("runs/toy/checkpoints").mkdir(parents=True)
+    assert "holds no complete checkpoint" in refused("export", "runs/toy", "out")
+
+
+@pytest.mark.parametrize("verb", ["validate", "predict"])
+def test_weights_of_a_stranger_cannot_run_code(workshop, verb):
+    checkpoint = trained()
+    state = torch.load(checkpoint, weights_only=True)
+
+    class Evil:
+        def __reduce__(self):
+            return (Path("evil").touch, ())
+
+    state["evil"] = Evil()
+    torch.save(state, "evil.ckpt")
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        main([verb, "--config", "toy.yaml", "--ckpt_path", "evil.ckpt"])
+    assert not Path("evil").exists()

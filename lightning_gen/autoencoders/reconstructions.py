@@ -93,6 +93,8 @@ class ReconstructionWriter(BasePredictionWriter):
         from PIL import Image
         from safetensors.torch import save_file
 
+        # A key may hold the folders of a picture below the one that was given.
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(signed_to_uint8(image.cpu()).permute(1, 2, 0).numpy()).save(folder / f"{key}.png")
         parts = {"latent": latent.values[0], "row": latent.row[0], "col": latent.col[0], "size": latent.sizes[0]}
         save_file({name: part.cpu().contiguous() for name, part in parts.items()}, folder / f"{key}.safetensors")

@@ -23,8 +23,8 @@ _CALL_COST = 64 * 64
 
 
 class _Bucket(NamedTuple):
-    place: Tensor | slice
     images: int
+    longest: int
     key_mask: Tensor | None
 
 
@@ -51,6 +51,9 @@ def length_buckets(lengths: list[int], call_cost: int = _CALL_COST) -> list[tupl
 class BucketedAttention:
     """Full attention inside every image of a packed batch, none across images.
 
+    Tokens are brought into the order of the buckets once for all of them: a copy per bucket would give the backward
+    pass one gradient of full size per bucket.
+
     Args:
         tokens: packed tokens; only mask and image are read.
     """
@@ -62,18 +65,14 @@ class BucketedAttention:
         order = counts.argsort(descending=True, stable=True)
         starts = (counts.cumsum(0) - counts)[order].tolist()
         lengths: list[int] = counts[order].tolist()
-        total = image.numel()
-        self._buckets: list[_Bucket] = []
-        places: list[Tensor] = []
-        for first, last in length_buckets([n for n in lengths if n > 0]):
-            bucket, place = _bucket(flat, starts[first:last], lengths[first:last])
-            self._buckets.append(bucket)
-            places.append(place)
-        used = torch.cat(places)
-        self._output = torch.full((total,), used.numel(), dtype=torch.long, device=flat.device)
-        real = used >= 0
-        self._output[used[real]] = torch.arange(used.numel(), device=flat.device)[real]
-        self._in_order = torch.equal(used, torch.arange(total, device=flat.device))
+        ranges = length_buckets([n for n in lengths if n > 0])
+        filled = [_bucket(flat, starts[first:last], lengths[first:last]) for first, last in ranges]
+        self._buckets = [bucket for bucket, _, _ in filled]
+        self._place = torch.cat([place for _, place, _ in filled])
+        real = torch.cat([valid for _, _, valid in filled]).nonzero().squeeze(1)
+        self._output = flat.new_full((image.numel(),), self._place.numel())
+        self._output[self._place[real]] = real
+        self._in_order = torch.equal(self._place, torch.arange(image.numel(), device=flat.device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend.
@@ -87,26 +86,27 @@ class BucketedAttention:
             (B, L, H, d); padding tokens get 0.
         """
         q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        if not self._in_order:
+            q, k, v = (x.index_select(0, self._place) for x in (q, k, v))
+        sizes = [bucket.images * bucket.longest for bucket in self._buckets]
         parts = []
-        for bucket in self._buckets:
-            shape = (bucket.images, -1, *q.shape[1:])
-            grouped = [x[bucket.place].view(shape) for x in (q, k, v)]
-            parts.append(dot_product_attention(grouped[0], grouped[1], grouped[2], bucket.key_mask).flatten(0, 1))
+        for bucket, *grouped in zip(self._buckets, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
+            q, k, v = (x.reshape(bucket.images, bucket.longest, *x.shape[1:]) for x in grouped)
+            parts.append(dot_product_attention(q, k, v, bucket.key_mask).flatten(0, 1))
         if not self._in_order:
             parts.append(parts[0].new_zeros(1, *parts[0].shape[1:]))
         joined = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return (joined if self._in_order else joined[self._output]).view(query.shape)
+        return (joined if self._in_order else joined.index_select(0, self._output)).view(query.shape)
 
 
-def _bucket(flat: Tensor, starts: list[int], lengths: list[int]) -> tuple[_Bucket, Tensor]:
-    """Index and mask of one bucket, and the flat place in the batch that each of its slots came from (-1 = padding)."""
+def _bucket(flat: Tensor, starts: list[int], lengths: list[int]) -> tuple[_Bucket, Tensor, Tensor]:
+    """One bucket, the flat place in the batch that each of its slots reads, and whether a slot holds a token.
+
+    A slot without a token reads the first of its image: any finite value will do.
+    """
     longest = lengths[0]
     step = torch.arange(longest, device=flat.device)
-    count = torch.tensor(lengths, device=flat.device)[:, None]
-    valid = step < count
+    valid = step < torch.tensor(lengths, device=flat.device)[:, None]
     place = flat[torch.tensor(starts, device=flat.device)[:, None] + torch.where(valid, step, 0)]
     mask = None if lengths[-1] == longest else valid[:, None, None, :]
-    first, size = int(place[0, 0]), place.numel()
-    neighbours = mask is None and bool((place.flatten() == torch.arange(first, first + size, device=flat.device)).all())
-    index = slice(first, first + size) if neighbours else place.flatten()
-    return _Bucket(index, len(lengths), mask), torch.where(valid, place, -1).flatten()
+    return _Bucket(len(lengths), longest, mask), place.flatten(), valid.flatten()

@@ -152,8 +152,8 @@ class _BandedBlock:
         key, value = (part.flatten(0, 1) for part in self._memory)
         queries, keys = (_table(part) for part in (q, self._memory[0]))
         offset = self._emitted - self._memory_top
-        place, found = attend_in_window(q.flatten(0, 1), key, value, queries, keys, offset, self._radius)
-        mixed = torch.empty_like(found).index_put((place,), found).view(q.shape).flatten(2)
+        found = attend_in_window(q.flatten(0, 1), key, value, queries, keys, offset, self._radius)
+        mixed = found.view(q.shape).flatten(2)
         branch: Tensor = self._block.layer_scale(self._block.attn.out_proj(mixed) + self._block.ffn(u))
         return x + branch
 

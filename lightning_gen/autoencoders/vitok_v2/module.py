@@ -198,6 +198,12 @@ class ViTokV2(pl.LightningModule):
             compile_blocks=self.compile_blocks,
             compute_dtype=self._compute_dtype(),
         )
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            # Prediction enters the network by these doors; FSDP gathers weights only at doors that it knows.
+            for door in ("encode", "decode"):
+                register_fsdp_forward_method(self.network, door)
         if self.init_from is not None:
             state = read_training_state(self.init_from) or read_folder(locate(self.init_from))[1]
             load_matching(self.network, state, self.init_from, prefix="network.")

@@ -227,7 +227,7 @@ def test_a_new_run_may_start_from_old_weights(tmp_path: Path, caplog: pytest.Log
     fresh.configure_model()
     assert torch.equal(fresh.network.encoder.embed.weight, model.network.encoder.embed.weight)
     report = caplog.text
-    assert "29 tensors loaded" in report and "missing: none" in report
+    assert "29 tensors loaded" in report and "missing (left at their start): none" in report
     assert "encoder.head.weight ((8, 32) for (6, 32))" in report
     model.save_pretrained(tmp_path / "folder")
     same = module(init_from=str(tmp_path / "folder"))
@@ -236,7 +236,7 @@ def test_a_new_run_may_start_from_old_weights(tmp_path: Path, caplog: pytest.Log
     with pytest.raises(ValueError, match=r"no tensor of .* fits ViTokV2Network"):
         module(init_from=str(path), variant="w64_d1_h2-w64_d2_h2/1x8x6").configure_model()
     (tmp_path / "broken.ckpt").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="broken.ckpt is not a checkpoint that loads with weights_only=True"):
+    with pytest.raises(ValueError, match="broken.ckpt is damaged"):
         module(init_from=str(tmp_path / "broken.ckpt")).configure_model()
 
 
@@ -332,3 +332,27 @@ def test_flops_of_a_step() -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         charbonnier(model.network(given.images).pixels, given.images)
     assert model.flops_per_step(given) / 3 == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def sharded_prediction(folder: Path) -> list[torch.Tensor]:
+    from lightning_gen.training.strategies import FSDP2Strategy
+
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(strategy=FSDP2Strategy(), devices=2, default_root_dir=folder, **options)
+    found = trainer.predict(module(window_radius=2), datamodule=data(write_pictures(FOLDER)))
+    assert found is not None
+    return [image for prediction in found for image in prediction.images]
+
+
+@needs_cpu_fsdp2
+def test_sharded_prediction_equals_a_single_process(tmp_path: Path) -> None:
+    write_pictures(FOLDER)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    whole = Trainer(default_root_dir=tmp_path / "one", **options)
+    expected = whole.predict(module(window_radius=2), datamodule=data(write_pictures(FOLDER)))
+    images = [image for prediction in expected for image in prediction.images]
+    halves = two_processes(sharded_prediction, tmp_path / "two", limit=90.0)
+    for found in halves:
+        for image in found:
+            same = [other for other in images if other.shape == image.shape]
+            assert min((image - other).abs().max().item() for other in same) < 1e-5

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import measure
 import torch
-from measure import Row, compare, peak_bytes, report, with_standard_options
+from measure import Row, peak_bytes, report, with_standard_options
 from plain_block import MultiheadBlock, PlainBlock
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from lightning_gen.nn.blocks import ParallelBlock, swiglu_hidden
 from lightning_gen.nn.rope import Rotary, rotary_2d
 from lightning_gen.nn.tokens import Tokens, pack, patchify, unpack, unpatchify
 
+Compare = Callable[..., Row]  # measure.compare with repetitions and clock
 PATCH, CHANNELS, RADIUS = 8, 16, 8
 ASPECTS = (1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3, 16 / 9, 9 / 16)
 # Both sides must give the same outputs; windowed and full attention differ by design and are not compared.
@@ -84,7 +88,7 @@ QUICK = Sizes(
 )
 
 
-def packed_against_padded(sizes: Sizes, repetitions: int) -> Iterator[Row]:
+def packed_against_padded(sizes: Sizes, compare: Compare) -> Iterator[Row]:
     """One training step of the network; packing, plan and unpacking into images belong to it."""
     for mix in sizes.mixes:
         half = f"w{mix.width}_d1_h{max(2, mix.width // 64)}"
@@ -105,7 +109,6 @@ def packed_against_padded(sizes: Sizes, repetitions: int) -> Iterator[Row]:
                 f"width {mix.width}, {mix.images} images of {mix.shortest}..{mix.longest} tokens, fill {actual:.2f}",
                 lambda padded=padded, step=step: step(pack(padded)),
                 lambda padded=padded, step=step: step(padded),
-                repetitions,
                 target=1.5 if actual <= 0.605 else 0.95,
                 difference=agreed(apart),
                 tokens=int(padded.mask.sum()),
@@ -139,7 +142,7 @@ def mixed_grids(mix: Mix, exponent: float) -> list[tuple[int, int]]:
     return grids
 
 
-def masked_block_against_plain(sizes: Sizes, repetitions: int) -> Iterator[Row]:
+def masked_block_against_plain(sizes: Sizes, compare: Compare) -> Iterator[Row]:
     """Forward and backward of one block on padded rows at fill 0.75."""
     for width, length in sizes.blocks:
         batch = max(1, 1024 // length)
@@ -167,8 +170,8 @@ def masked_block_against_plain(sizes: Sizes, repetitions: int) -> Iterator[Row]:
 
         apart = agreed(float(((ours() - same()) * mask[..., None]).abs().max()))
         case = f"width {width}, {batch} x {length} tokens"
-        yield compare("b", f"{case}: plain PyTorch", ours, same, repetitions, difference=apart)
-        yield compare("b", f"{case}: nn.MultiheadAttention, no q/k norm, no rotary", ours, layer, repetitions)
+        yield compare("b", f"{case}: plain PyTorch", ours, same, difference=apart)
+        yield compare("b", f"{case}: nn.MultiheadAttention, no q/k norm, no rotary", ours, layer)
 
 
 def backward(module: torch.nn.Module, x: Tensor, weight: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
@@ -179,7 +182,7 @@ def backward(module: torch.nn.Module, x: Tensor, weight: Tensor, forward: Callab
     return out.detach()
 
 
-def windowed_against_full(sizes: Sizes, repetitions: int) -> Iterator[Row]:
+def windowed_against_full(sizes: Sizes, compare: Compare) -> Iterator[Row]:
     """Attention alone and whole blocks, as in inference; one training step for completeness."""
     for rows, cols in sizes.grids:
         tokens = patchify(torch.zeros(1, 3, rows, cols), 1)
@@ -192,25 +195,23 @@ def windowed_against_full(sizes: Sizes, repetitions: int) -> Iterator[Row]:
                 f"{where}, attention alone, {heads} heads of {head_dim}",
                 lambda q=q, k=k, v=v, window=window: window(q, k, v),
                 lambda q=q, k=k, v=v, full=full: full(q, k, v),
-                repetitions,
                 target=1.3,
             )
         rotary_at = (tokens.row, tokens.col)
         for width in sizes.window_widths:
             heads = max(2, width // 64)
             block = ParallelBlock(width, heads, swiglu_hidden(width, 2.67), layer_scale=0.5)
-            yield from block_with_window(block, rotary_2d(*rotary_at, width // heads), window, full, where, repetitions)
+            yield from block_with_window(block, rotary_2d(*rotary_at, width // heads), window, full, where, compare)
         yield compare(
             "c",
             f"{where}, plan of the window against one full attention of {sizes.heads[0][0]} heads",
             lambda tokens=tokens: plan_attention(tokens, RADIUS),
             lambda full=full, cells=rows * cols: full(*torch.zeros(3, 1, cells, *sizes.heads[0])),
-            repetitions,
         )
 
 
 def block_with_window(
-    block: ParallelBlock, rotary: Rotary, window: AttentionPlan, full: AttentionPlan, where: str, repetitions: int
+    block: ParallelBlock, rotary: Rotary, window: AttentionPlan, full: AttentionPlan, where: str, compare: Compare
 ) -> Iterator[Row]:
     """One block with either attention."""
     width = block.norm1.weight.numel()
@@ -224,11 +225,11 @@ def block_with_window(
     def training(attend: AttentionPlan) -> Tensor:
         return backward(block, x, torch.ones(()), lambda x: block(x, rotary, attend))
 
-    yield compare("c", f"{case}, forward", lambda: forward(window), lambda: forward(full), repetitions, target=1.3)
-    yield compare("c", f"{case}, training step", lambda: training(window), lambda: training(full), repetitions)
+    yield compare("c", f"{case}, forward", lambda: forward(window), lambda: forward(full), target=1.3)
+    yield compare("c", f"{case}, training step", lambda: training(window), lambda: training(full))
 
 
-def bands_against_whole(sizes: Sizes, repetitions: int) -> Iterator[Row]:
+def bands_against_whole(sizes: Sizes, compare: Compare) -> Iterator[Row]:
     """Decoding one picture with a window: time and memory of the row bands."""
     for width, rows, cols in sizes.bands:
         half = f"w{width}_d1_h{max(2, width // 64)}"
@@ -252,7 +253,7 @@ def bands_against_whole(sizes: Sizes, repetitions: int) -> Iterator[Row]:
 
         apart = agreed(float((torch.cat(list(bands()), dim=1) - whole()).abs().max()))
         case = f"{rows} x {cols} patches, width {width}, 3 blocks"
-        yield compare("d", f"{case}: time", drained, whole, repetitions, difference=apart)
+        yield compare("d", f"{case}: time", drained, whole, difference=apart)
         small, large = peak_bytes(drained), peak_bytes(whole)
         yield Row("d", f"{case}: peak memory", large / small, (large / small, large / small), small, large)
 
@@ -285,12 +286,16 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     sizes, repetitions = (QUICK, 1) if options.quick else (FULL, options.repetitions)
+    # With one thread the time of the processor counts, which other programs on the machine do not lengthen.
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    compare = functools.partial(measure.compare, repetitions=repetitions, clock=clock)
     rows = []
     for part in options.part or sorted(PARTS):
-        for row in PARTS[part](sizes, repetitions):
+        for row in PARTS[part](sizes, compare):
             print(f"{row.part} {row.case}: {row.ratio:.2f}", flush=True)
             rows.append(row)
-    report(rows, options.out, {"threads": options.threads, "repetitions": repetitions, "quick": options.quick})
+    settings = {"threads": options.threads, "repetitions": repetitions, "quick": options.quick, "clock": clock.__name__}
+    report(rows, options.out, settings)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,9 @@ class TrainerCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         # A checkpoint is data: nothing in it may run code.
         parser.set_defaults({"weights_only": True})
+        if subcommand == "predict":
+            # Predictions go to the disk as they are made; a large folder of them must not pile up in memory.
+            parser.set_defaults({"return_predictions": False})
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -30,7 +30,6 @@ class RunShape:
         half_weights: whether the weights themselves are stored in 16 bits.
         eight_bit: whether the optimiser keeps its states in 8 bits.
         averages: number of additional copies of the weights (EMA).
-        micro_batches: micro-batches accumulated per optimiser step.
     """
 
     accelerator: str
@@ -41,7 +40,6 @@ class RunShape:
     half_weights: bool
     eight_bit: bool
     averages: int
-    micro_batches: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,6 @@ def run_shape(config: Mapping[str, Any], machine: Machine) -> RunShape:
         half_weights=precision.endswith("-true") and "16" in precision,
         eight_bit=any(value is True for value in _values(config.get("model"), "eight_bit")),
         averages=_num_averages(trainer.get("callbacks")),
-        micro_batches=int(trainer.get("accumulate_grad_batches") or 1),
     )
 
 
@@ -118,7 +115,7 @@ def memory_per_rank(model: ModelNeeds, data: DataNeeds | None, shape: RunShape) 
         copies = 2 * model.largest_block * compute_width
     else:
         copies = 2 * model.trainable if shape.half and not shape.half_weights else 0
-    tokens = 0.0 if data is None else data.tokens_per_global_batch / (shape.world * shape.micro_batches)
+    tokens = 0.0 if data is None else data.tokens_per_global_batch / shape.world
     return Memory(
         weights=parameters * width + model.frozen * width,
         gradients=parameters * width,

@@ -52,8 +52,8 @@ class DataNeeds:
     """What a DataModule needs and will send.
 
     Args:
-        tokens_per_global_batch: tokens of one optimiser step over all ranks, in the largest stage.
-        global_batch_size: images of that step.
+        tokens_per_global_batch: tokens of one micro-batch over all ranks, in the largest stage.
+        global_batch_size: images of that micro-batch.
         missing: one sentence per missing manifest or shard: which one, and how to make it.
     """
 

@@ -158,13 +158,12 @@ def _memory_shortages(memory: Memory, shape: RunShape, machine: Machine) -> Iter
 
 
 def _data_shortages(data: DataNeeds, shape: RunShape) -> Iterator[Shortage]:
-    parts = shape.world * shape.micro_batches
-    if data.global_batch_size % parts:
+    if data.global_batch_size % shape.world:
         yield Shortage(
             "batch",
-            f"a global batch that {shape.world} processes x {shape.micro_batches} micro-batches divide",
+            f"a global batch that {shape.world} processes divide",
             f"{data.global_batch_size} images",
-            f"use a multiple of {parts}, or change trainer.devices or trainer.accumulate_grad_batches",
+            f"use a multiple of {shape.world}, or change trainer.devices",
         )
     for sentence in data.missing:
         yield Shortage("data", sentence, "", "")

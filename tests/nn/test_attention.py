@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_gen.nn import windowed
 from lightning_gen.nn.attention import FlexAttention, PaddedAttention, plan_attention
 from lightning_gen.nn.packed import BucketedAttention, length_buckets
 from lightning_gen.nn.tokens import Tokens, pack, patchify
@@ -141,6 +142,39 @@ def test_windows_follow_coordinates_not_positions() -> None:
     out = plan_attention(tokens, 2)(*projections(tokens))[:, order]
     moved = plan_attention(shuffled, 2)(*projections(shuffled))
     torch.testing.assert_close(moved[shuffled.mask], out[shuffled.mask], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("radius", [0, 2, 9])
+def test_windows_over_several_tiles_with_holes(radius: int) -> None:
+    # Halos that overlap, cells outside the grid and cells without a token; a hole wide enough to leave windows empty.
+    tokens = batch([(19, 30), (27, 5), (1, 40)], 580)
+    hole = (tokens.row < 14) & (tokens.col < 13) & (tokens.image == 0)
+    hole &= (tokens.row > 0) & (tokens.col > 0)
+    tokens = dataclasses.replace(
+        tokens, mask=tokens.mask & ~hole, image=tokens.image.masked_fill(hole, -1), values=tokens.values * 3
+    )
+    given = projections(tokens)
+    out, expected = WindowedAttention(tokens, radius)(*given), dense(tokens, radius, *given)
+    torch.testing.assert_close(out, expected * tokens.mask[..., None, None], atol=1e-12, rtol=0)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    weight = weight * tokens.mask[..., None, None]
+    gradients = torch.autograd.grad((out * weight).sum(), given)
+    for gradient, want in zip(gradients, torch.autograd.grad((expected * weight).sum(), given), strict=True):
+        torch.testing.assert_close(gradient, want, atol=1e-12, rtol=0)
+
+
+def test_a_window_makes_no_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The mask of one column of tiles grows with the rows of the image, the halo is fixed.
+    seen: list[torch.Size] = []
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        seen.append(mask.shape)
+        return q
+
+    monkeypatch.setattr(windowed, "dot_product_attention", recorded)
+    tokens = batch([(48, 40)])
+    WindowedAttention(tokens, 4)(*torch.zeros(3, 1, 48 * 40, 1, 4))
+    assert seen == [(6, 1, 64, 256)] * 5
 
 
 def test_windows_refuse_nonsense() -> None:

@@ -57,3 +57,37 @@ def test_angles_stay_exact_for_low_precision_activations() -> None:
     exact = rotary_2d(torch.tensor([[511]]), torch.tensor([[300]]), 64, dtype=torch.float64)
     assert rotary.cos.dtype == torch.bfloat16
     torch.testing.assert_close(rotary.cos.double(), exact.cos, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_ways_to_rotate_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 6, 3, 4, 16, generator=generator, dtype=dtype, requires_grad=True)
+    place = torch.arange(12).view(2, 6)
+    rotary = rotary_2d(place, place.flip(1), 16, dtype=dtype)
+    weight = torch.randn(2, 6, 4, 16, generator=generator, dtype=dtype)
+    results = []
+    for compiling in (False, True):  # a compiler gets real numbers: it fuses them, and knows no complex ones
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda value=compiling: value)
+        out = rotate(qkv[:, :, 1], rotary)  # a view, as values of a fused projection are
+        names = {node.name() for node in graph_of(out)}
+        assert ("ViewAsComplexBackward0" in names) is not compiling
+        results.append((out, *torch.autograd.grad((out * weight).sum(), qkv)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6 if dtype == torch.float32 else 1e-14, rtol=0)
+
+
+def graph_of(out: torch.Tensor) -> list[torch.autograd.graph.Node]:
+    nodes = [out.grad_fn]
+    for node in nodes:
+        nodes.extend(parent for parent, _ in node.next_functions if parent is not None)
+    return nodes
+
+
+def test_low_precision_is_rotated_too() -> None:
+    x = torch.randn(1, 5, 2, 16, generator=torch.Generator().manual_seed(0))
+    place = torch.arange(5)[None]
+    exact = rotate(x, rotary_2d(place, place, 16))
+    turned = rotate(x.bfloat16(), rotary_2d(place, place, 16, dtype=torch.bfloat16))
+    assert turned.dtype == torch.bfloat16
+    torch.testing.assert_close(turned.float(), exact, atol=5e-2, rtol=0)

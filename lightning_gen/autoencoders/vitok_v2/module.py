@@ -217,6 +217,11 @@ class ViTokV2(pl.LightningModule):
         precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
         return torch.bfloat16 if precision == "bf16-mixed" else None
 
+    def cpu(self) -> Self:
+        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
+        on_meta = next(self.network.parameters()).device.type == "meta"
+        return self if on_meta else super().cpu()
+
     def setup(self, stage: str) -> None:
         """Load the frozen perceptual network where training needs it."""
         if stage == "fit" and self.weights["dino"] > 0 and self.dino is None:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.autoencoders.vitok_v2.objective import charbonnier
+from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.nn.tokens import patchify
 from lightning_gen.training.optim import AdamW
@@ -123,6 +124,11 @@ def test_dino_enters_the_loss(tmp_path: Path) -> None:
     assert trainer.logged_metrics["train/dino_weighted"] == pytest.approx(50 * trainer.logged_metrics["train/dino"])
     assert not [key for key in model.state_dict() if "dino" in key]
     assert len(list(model.parameters())) == len(list(model.network.parameters()))
+
+
+def test_missing_dino_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match="facebook/dinov3-vits16-pretrain-lvd1689m: .*HF_HUB_OFFLINE"):
+        fit(module(dino_weight=500.0), data(write_pictures(FOLDER)), tmp_path)
 
 
 def test_the_constructor_allocates_nothing() -> None:

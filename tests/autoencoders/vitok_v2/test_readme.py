@@ -18,7 +18,9 @@ def test_every_function_of_the_card_exists() -> None:
 
 
 def test_a_name_that_does_not_exist_is_found() -> None:
-    assert missing_functions("`network.py:ViTokV2Network.encode` `network.py:Gone` `gone.py:x` `nn/rope.py:no`", room) == [
+    assert missing_functions(
+        "`network.py:ViTokV2Network.encode` `network.py:Gone` `gone.py:x` `nn/rope.py:no`", room
+    ) == [
         "network.py:Gone",
         "gone.py:x",
         "nn/rope.py:no",

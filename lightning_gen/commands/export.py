@@ -92,6 +92,7 @@ def export(checkpoint: Path, output: Path, weights: str = "auto", config: str | 
 def _newest(checkpoint: Path) -> Path:
     from lightning_gen.training.checkpoint import is_complete
     from lightning_gen.training.run_folder import RunFolder
+    from lightning_gen.training.safe_shards import require_harmless
 
     if (checkpoint / "checkpoints").is_dir():
         last = RunFolder(checkpoint.parent, checkpoint.name).last_checkpoint()
@@ -102,6 +103,8 @@ def _newest(checkpoint: Path) -> Path:
         raise FileNotFoundError(f"no checkpoint at {checkpoint}")
     if not is_complete(checkpoint):
         raise ValueError(f"{checkpoint} is no complete checkpoint: it was cut off, or is something else")
+    if checkpoint.is_dir():
+        require_harmless(checkpoint)
     return checkpoint
 
 

@@ -138,7 +138,9 @@ class ViTokV2(pl.LightningModule):
         self.variant = Variant.parse(variant)
         self.settings = Settings(self.variant.name, bottleneck, rope_theta, mask_padding)
         # Plain values only: they must load with weights_only=True. What concerns training stands in the run's config.
-        self.save_hyperparameters({**dataclasses.asdict(self.settings), "variant": variant}, logger=False)
+        # The class is named so that a checkpoint alone can be exported.
+        named = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}", "variant": variant}
+        self.save_hyperparameters({**dataclasses.asdict(self.settings), **named}, logger=False)
         with torch.device("meta"):
             self.network = ViTokV2Network(self.variant, bottleneck, layer_scale, rope_theta, mask_padding)
         self.drop_path, self.layout = drop_path, layout

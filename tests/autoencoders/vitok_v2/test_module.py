@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.autoencoders.vitok_v2.objective import charbonnier
 from lightning_gen.backbones.weights import MissingWeightsError
+from lightning_gen.cli import main
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.nn.tokens import patchify
 from lightning_gen.training.optim import AdamW
@@ -223,6 +224,13 @@ def test_checkpoints_load_as_weights_only(tmp_path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["hyper_parameters"]["variant"] == TINY
     again = ViTokV2.load_from_checkpoint(path, weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_alone_can_be_exported(tmp_path: Path) -> None:
+    model, path = trained(tmp_path)
+    assert main(["export", str(path), str(tmp_path / "exported")]) == 0
+    again = ViTokV2.from_pretrained(str(tmp_path / "exported"))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -67,11 +67,32 @@ def test_the_large_configs_hold_the_papers_values(name: str) -> None:
         assert {key: given[key] for key in values} == values
     arguments = found["model"]["init_args"]
     optimizer, schedule = arguments["optimizer"], arguments["schedule"]
-    assert (optimizer["learning_rate"], tuple(optimizer["betas"]), optimizer["weight_decay"]) == (5e-4, (0.9, 0.95), 0.05)
+    found_optimizer = (optimizer["learning_rate"], tuple(optimizer["betas"]), optimizer["weight_decay"])
+    assert found_optimizer == (5e-4, (0.9, 0.95), 0.05)
     assert (schedule["warmup_fraction"], schedule["final_learning_rate"]) == (0.05, 1e-5)
     stages = [(s["tokens"], s["global_batch_size"], s["until_step"]) for s in found["data"]["init_args"]["stages"]]
     assert stages == [(256, 6144, 270_000), (1024, 1536, None)]
     assert "FSDP2Strategy" in str(found["trainer"]["strategy"])
+
+
+def test_stage_two_starts_where_stage_one_kept_its_end() -> None:
+    first, second = (next(path for path in CONFIGS if path.stem == f"vitok_v2_5b{end}") for end in ("", "_stage2"))
+    keeper = next(c for c in sections(first)["trainer"]["callbacks"] if "ModelCheckpoint" in c["class_path"])
+    assert (keeper["init_args"]["filename"], keeper["init_args"]["every_n_train_steps"]) == ("stage1", 270_000)
+    found = read_config(["fit", "--config", str(second)])
+    assert found["ckpt_path"] == "runs/vitok_v2_5b/checkpoints/stage1.ckpt"
+    assert found["data"]["init_args"]["stages"] == sections(first)["data"]["init_args"]["stages"]
+
+
+def test_the_release_config_holds_the_published_trainers_values() -> None:
+    found = sections(next(path for path in CONFIGS if path.stem == "vitok_v2_350m_release"))
+    model, data = found["model"]["init_args"], found["data"]["init_args"]
+    optimizer = model["optimizer"]
+    given = (optimizer["learning_rate"], tuple(optimizer["betas"]), optimizer["weight_decay"])
+    assert given == (3e-4, (0.9, 0.99), 0.01)
+    assert (model["tile_size"], model["dino_weight"], model["ssim_weight"]) == (256, 500.0, 0.1)
+    assert (found["trainer"]["max_steps"], data["budget_rule"]) == (100_000, "vitok_release")
+    assert [(s["tokens"], s["global_batch_size"]) for s in data["stages"]] == [(256, 256)]
 
 
 def test_overrides_reach_interpolated_values() -> None:

@@ -2,7 +2,7 @@
 
 (a) raw bytes of samples by index, in random order: against webdataset's loop over the same tars
 (b) the loader, bytes to token batches: against decoding, resizing and converting the same pictures by hand
-(c) reads by pread, with and without a time limit: against slices of a memory map
+(c) reads with their checks: against bare slices of a memory map with the same index
 (d) indexing a foreign tar by its headers: against tarfile
 
     python benchmarks/speed/data.py
@@ -68,47 +68,44 @@ def read_by_webdataset(manifest: Manifest) -> int:
     return sum(len(data) for sample in dataset for name, data in sample.items() if not name.startswith("__"))
 
 
+def members(path: Path) -> int:
+    """Number of members, as tarfile finds them."""
+    with tarfile.open(path) as tar:
+        return len(tar.getmembers())
+
+
 def reading(folder: Path, count: int, repetitions: int) -> Iterator[Row]:
     """Parts (a), (c) and (d)."""
     manifest = write_shards(raw_samples(count, 110_000), folder, max_samples=max(1, count // 4))
     order = np.random.default_rng(2).permutation(count).tolist()
-    shards, unlimited = IndexedShards(manifest), IndexedShards(manifest, timeout=None)
+    shards = IndexedShards(manifest)
     assert read_by_index(shards, order) == read_by_webdataset(manifest)
     case = f"read {count} samples of 110 kB in random order, webdataset in order"
     yield compare(
         "a", case, lambda: read_by_index(shards, order), lambda: read_by_webdataset(manifest), repetitions, target=10
     )
-    yield from against_mmap(manifest, shards, unlimited, order, repetitions)
+    yield from against_mmap(manifest, shards, order, repetitions)
     tar = manifest.tar_path(0)
     case = "index a foreign tar by its headers, tarfile"
-    yield compare("d", case, lambda: index_tar(tar), lambda: tarfile.open(tar).getmembers(), repetitions, target=1)
+    yield compare("d", case, lambda: index_tar(tar), lambda: members(tar), repetitions, target=1)
 
 
-def against_mmap(
-    manifest: Manifest, shards: IndexedShards, unlimited: IndexedShards, order: list[int], repetitions: int
-) -> Iterator[Row]:
+def against_mmap(manifest: Manifest, shards: IndexedShards, order: list[int], repetitions: int) -> Iterator[Row]:
     """Part (c): the same samples sliced from memory maps with the same index."""
-    files = [open(manifest.tar_path(number), "rb") for number in range(len(manifest.shards))]  # noqa: SIM115
-    maps = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in files]
+    maps = []
+    for number in range(len(manifest.shards)):
+        with open(manifest.tar_path(number), "rb") as file:
+            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def sliced() -> int:
         total = 0
         for number in order:
             shard, row = shards.locate(number)
-            table = shards.index(shard)
-            for offset, size in zip(table.offsets[row].tolist(), table.sizes[row].tolist(), strict=True):
-                total += len(maps[shard][offset : offset + size])
+            total += sum(len(maps[shard][first:end]) for _, first, end in shards.index(shard).places(row))
         return total
 
-    yield compare(
-        "c", "pread, no time limit, mmap slices", lambda: read_by_index(unlimited, order), sliced, repetitions
-    )
-    yield compare(
-        "c", "pread with a time limit, mmap slices", lambda: read_by_index(shards, order), sliced, repetitions
-    )
-    for mapped, file in zip(maps, files, strict=True):
-        mapped.close()
-        file.close()
+    case = "reads with their checks, bare slices of a memory map"
+    yield compare("c", case, lambda: read_by_index(shards, order), sliced, repetitions)
 
 
 def loading(folder: Path, count: int, repetitions: int) -> Iterator[Row]:

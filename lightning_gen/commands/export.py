@@ -164,8 +164,9 @@ def _model_section(path: Path, config: str | None) -> Mapping[str, Any]:
 
     beside = path.parent.parent / "config.yaml"
     if config is None:
-        arguments = dict(_rest(path).get("hyper_parameters") or {})
-        class_path = arguments.pop("_class_path", None)
+        rest = _rest(path)
+        arguments = dict(rest.get("hyper_parameters") or {})
+        class_path = rest.get("class_path", arguments.pop("_class_path", None))
         arguments.pop("_instantiator", None)
         if class_path is not None:
             prepare([class_path])

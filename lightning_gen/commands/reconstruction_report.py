@@ -189,11 +189,13 @@ def as_table(report: Report) -> Table:
     Returns:
         A table of rich: PSNR in decibel and SSIM of every photograph, and the means.
     """
+    from rich import box
     from rich.table import Table
 
     title = f"Held-out photographs after {report.steps} steps: PSNR in dB, SSIM"
     caption = f"patch PCA: {report.components} numbers per patch, as many as the model has"
-    table = Table(title=title, caption=caption)
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("photograph", "size"):
         table.add_column(column, no_wrap=True)
     for method in METHODS:

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import lightning_gen
 from lightning_gen import COMPONENTS, __version__
+from lightning_gen.data.report import DataReport
 from lightning_gen.training.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from lightning_gen.training.machine import Machine, inspect_machine
 from lightning_gen.training.metrics_file import MetricsFile
@@ -105,7 +106,8 @@ class TrainerCLI(LightningCLI):
         super().__init__(
             save_config_callback=ConfigFile,
             save_config_kwargs={"save_to_log_dir": False, "config_filename": f"{_config_name(_verb(args))}.yaml"},
-            trainer_defaults=dict(_DEFAULTS),
+            # Bad samples, reads tried again and waiting belong into every run's log.
+            trainer_defaults={**_DEFAULTS, "callbacks": [DataReport()]},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={"prog": "lightning", **settings, **{verb: dict(settings) for verb in self.subcommands()}},

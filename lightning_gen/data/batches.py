@@ -10,10 +10,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lightning_gen.nn.tokens import Tokens, patchify
+from lightning_gen.data.transforms import uint8_to_signed
+from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["Example", "ImageBatch", "collate_images"]
+__all__ = ["Example", "ImageBatch", "collate_images", "patchify_pixels"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Example:
     """One decoded picture on its way into a batch.
 
     Attributes:
-        image: float, (3, h, w), range [-1, 1], already inside the token budget.
+        pixels: uint8, (h, w, 3), already inside the token budget.
         label: class, -1 = none.
         index: global sample index in the manifest.
         valid: False = it only fills an evaluation batch.
@@ -29,7 +31,7 @@ class Example:
         key: the sample's key.
     """
 
-    image: Tensor
+    pixels: Tensor
     label: int
     index: int
     valid: bool
@@ -111,7 +113,7 @@ def collate_images(examples: Sequence[Example], patch: int, length: int | None, 
         A batch of unpacked tokens, row i is example i.
     """
     return ImageBatch(
-        images=patchify([example.image for example in examples], patch, length),
+        images=patchify_pixels([example.pixels for example in examples], patch, length),
         label=torch.tensor([example.label for example in examples], dtype=torch.int64),
         index=torch.tensor([example.index for example in examples], dtype=torch.int64),
         valid=torch.tensor([example.valid for example in examples], dtype=torch.bool),
@@ -119,3 +121,52 @@ def collate_images(examples: Sequence[Example], patch: int, length: int | None, 
         key=tuple(example.key for example in examples),
         epoch=epoch,
     )
+
+
+def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None = None) -> Tokens:
+    """The same tokens as ``patchify`` of the pictures in [-1, 1], written straight into the batch.
+
+    Conversion, padding and layout cost one copy instead of six, which is a tenth of decoding a picture.
+
+    Args:
+        pictures: uint8, (h, w, 3) each, of any sizes.
+        patch: patch edge p in pixels.
+        length: row length L; None = the longest picture.
+
+    Returns:
+        Unpacked tokens with D = 3 * p * p.
+
+    Raises:
+        ValueError: a picture needs more than ``length`` tokens.
+    """
+    sizes = torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int64)
+    grids = -(-sizes // patch)
+    counts = grids.prod(1)
+    longest = int(counts.max())
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"a picture of the batch needs {longest} tokens, its rows hold {length}")
+    place = torch.arange(length).expand(len(pictures), -1)
+    mask = place < counts[:, None]
+    values = torch.zeros(len(pictures), length, 3 * patch * patch)
+    for row, picture, (rows, columns) in zip(values, pictures, grids.tolist(), strict=True):
+        _write_patches(row[: rows * columns].view(rows, columns, 3, patch, patch), picture)
+    return Tokens(
+        values=values,
+        mask=mask,
+        row=torch.where(mask, place // grids[:, 1:], 0),
+        col=torch.where(mask, place % grids[:, 1:], 0),
+        image=torch.where(mask, torch.arange(len(pictures))[:, None], -1),
+        sizes=sizes,
+        patch=patch,
+    )
+
+
+def _write_patches(out: Tensor, picture: Tensor) -> None:
+    rows, columns, _, patch, _ = out.shape
+    below, right = rows * patch - picture.shape[0], columns * patch - picture.shape[1]
+    if below or right:
+        # The padding is grey, which lies between two bytes: it is added after the conversion.
+        picture = F.pad(uint8_to_signed(picture), (0, 0, 0, right, 0, below))
+    blocks = picture.view(rows, patch, columns, patch, 3).permute(0, 2, 4, 1, 3).contiguous()
+    out.copy_(uint8_to_signed(blocks) if blocks.dtype == torch.uint8 else blocks)

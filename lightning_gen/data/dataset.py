@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from lightning_gen.data.batches import Example, ImageBatch, collate_images
 from lightning_gen.data.decode import MAX_PIXELS, Decoder, decode
@@ -22,7 +23,6 @@ from lightning_gen.data.shards import IndexedShards, ReadError
 from lightning_gen.data.transforms import (
     Augmentation,
     BudgetRule,
-    from_picture,
     resize_picture,
     resize_to_budget,
     token_count,
@@ -32,6 +32,7 @@ from lightning_gen.training.randomness import key_seed
 __all__ = ["Collate", "Fetched", "ImageDataset", "ImageSource", "Report", "Request", "ShardSource", "Stored"]
 
 _REPLACEMENTS = 32
+_Draws = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,18 +239,38 @@ class ImageDataset:
         """Number of samples."""
         return len(self.source)
 
+    def __getitems__(self, requests: list[Request]) -> list[Fetched]:
+        """Decode the samples of a batch, or those that deterministically take their places.
+
+        Args:
+            requests: what the plan asks for, all of one pass.
+
+        Returns:
+            Examples with reports.
+
+        Raises:
+            DataError: with ``strict``, a sample is bad; else, no replacement could be found either.
+        """
+        draws = self._draws(requests[0].epoch, [request.index for request in requests])
+        return [self._fetch(request, row) for request, row in zip(requests, draws, strict=True)]
+
     def __getitem__(self, request: Request) -> Fetched:
-        """Decode one sample, or the one that deterministically takes its place.
+        """Decode one sample, see :meth:`__getitems__`.
 
         Args:
             request: what the plan asks for.
 
         Returns:
             The example and a report.
-
-        Raises:
-            DataError: with ``strict``, the sample is bad; else, no replacement could be found either.
         """
+        return self.__getitems__([request])[0]
+
+    def _draws(self, epoch: int, index: list[int]) -> list[_Draws | None]:
+        if self.augmentation is None:
+            return [None] * len(index)
+        return list(self.augmentation.draws(self.seed, epoch, index))
+
+    def _fetch(self, request: Request, draws: _Draws | None) -> Fetched:
         before = self._counters()
         bad: list[BadSample] = []
         for attempt in range(_REPLACEMENTS):
@@ -259,7 +280,8 @@ class ImageDataset:
             # A replacement is as good as any sample in training, but an evaluation must not count it twice.
             valid = request.valid and (attempt == 0 or self.augmentation is not None)
             try:
-                example = self._example(request, index, valid)
+                row = draws if attempt == 0 else self._draws(request.epoch, [index])[0]
+                example = self._example(request, index, valid, row)
             except DataError as error:
                 bad.append(self._report(index, error))
                 if self.strict:
@@ -320,12 +342,11 @@ class ImageDataset:
     def _edge(self, tokens: int) -> int:
         return max(1, math.isqrt(tokens)) * self.patch
 
-    def _example(self, request: Request, index: int, valid: bool) -> Example | None:
+    def _example(self, request: Request, index: int, valid: bool, draws: _Draws | None) -> Example | None:
         stored = self.source.read(index)
         picture = decode(stored.picture, self.max_pixels, self.decoder)
         original = (picture.height, picture.width)
-        if self.augmentation is not None:
-            draws = self.augmentation.draws(self.seed, request.epoch, [index])[0]
+        if self.augmentation is not None and draws is not None:
             picture = self.augmentation.plan(original, self._edge(request.tokens), draws).apply(picture)
         try:
             size = resize_to_budget((picture.height, picture.width), self.patch, request.tokens, self.rule)
@@ -337,8 +358,8 @@ class ImageDataset:
             raise SampleError(
                 f"the picture is {original[0]} x {original[1]} pixels, the index says otherwise: index the shard again"
             )
-        image = from_picture(resize_picture(picture, size))
-        return Example(image, stored.label, index, valid, original, self.source.name(index)[1])
+        pixels = torch.from_numpy(np.array(resize_picture(picture, size)))
+        return Example(pixels, stored.label, index, valid, original, self.source.name(index)[1])
 
     def _report(self, index: int, error: DataError) -> BadSample:
         try:

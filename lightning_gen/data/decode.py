@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
+import warnings
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from lightning_gen.data.quarantine import SampleError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Decoder", "MAX_PIXELS", "decode", "picture_size", "to_rgb"]
+__all__ = ["Decoder", "MAX_PIXELS", "decode", "picture_size", "to_rgb", "upright"]
 
 Decoder = Literal["auto", "pil", "simplejpeg"]
 
@@ -48,7 +49,6 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, decoder: Decoder = "auto")
     if decoder == "simplejpeg" and not _has_simplejpeg():
         raise ModuleNotFoundError("decoder: simplejpeg needs the package: pip install simplejpeg, or use decoder: pil")
     picture = _open(io.BytesIO(data), len(data), max_pixels)
-    orientation = _orientation(picture)
     try:
         if decoder != "pil" and picture.format == "JPEG" and picture.mode == "RGB" and _has_simplejpeg():
             rgb = _simplejpeg(data)
@@ -60,7 +60,23 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, decoder: Decoder = "auto")
     except Exception as error:
         # PIL's plug-ins raise whatever they like (SyntaxError, struct.error, ...) on damaged files.
         raise SampleError(f"the picture cannot be decoded: {type(error).__name__}: {error}") from None
-    return _upright(rgb, orientation)
+    return _turned(rgb, _orientation(picture))
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """An opened picture of any mode as ``decode`` would give it.
+
+    Args:
+        picture: for instance from ``PIL.Image.open``.
+
+    Returns:
+        Its pixels turned as its EXIF block says, mode RGB.
+
+    Raises:
+        SampleError: floating-point or 32-bit pixels, whose range nobody knows.
+    """
+    picture.load()
+    return _turned(to_rgb(picture), _orientation(picture))
 
 
 def picture_size(file: bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -103,8 +119,11 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     """
     from PIL import Image
 
-    if picture.mode in _SIXTEEN_BIT:
-        grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+    if picture.mode in _SIXTEEN_BIT or (picture.mode == "I" and picture.format == "PPM"):
+        values = np.asarray(picture)
+        grey = (values.astype(np.uint16) >> 8).astype(np.uint8)
+        if "transparency" in picture.info:
+            grey[values == picture.info["transparency"]] = 255
         return Image.fromarray(np.repeat(grey[:, :, None], 3, axis=2))
     if picture.mode in ("F", "I"):
         raise SampleError(f"a picture of mode {picture.mode} has no defined range: save it with 8 or 16 bits")
@@ -122,9 +141,14 @@ def _open(file: BinaryIO, size: int, max_pixels: int) -> Image.Image:
     if size == 0:
         raise SampleError("the picture has 0 bytes")
     try:
-        picture = Image.open(file, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise SampleError(f"the picture is a decompression bomb: {error}") from None
+        with warnings.catch_warnings():
+            # The size is checked below against max_pixels, before a pixel is decoded; PIL's own limit stood in its way.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                picture = Image.open(file, formats=_FORMATS)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
     except UnidentifiedImageError:
         raise SampleError(f"these {size} bytes are not a picture ({_start(file)})") from None
     except (OSError, ValueError, SyntaxError, struct.error) as error:
@@ -140,8 +164,13 @@ def _open(file: BinaryIO, size: int, max_pixels: int) -> Image.Image:
 
 
 def _orientation(picture: Image.Image) -> int:
+    from PIL import Image
+
+    if picture.format == "TIFF":
+        return 1  # PIL turns these itself
     try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
+        # Not the PNG plug-in's method: it decodes the whole picture, and a damaged one would look sound afterwards.
+        return int(Image.Image.getexif(picture).get(_ORIENTATION, 1))
     except Exception:
         # A damaged EXIF block says nothing about the pixels: the picture is taken as upright.
         return 1
@@ -155,7 +184,7 @@ def _start(file: BinaryIO) -> str:
     return f"they start with {data[:8].hex()}"
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _turned(picture: Image.Image, orientation: int) -> Image.Image:
     from PIL import Image
 
     turn = {

@@ -68,6 +68,18 @@ class ShardIndex:
         """
         return self.key_block[self.key_ends[row - 1] if row else 0 : self.key_ends[row]].decode("utf-8")
 
+    def places(self, row: int) -> list[tuple[str, int, int]]:
+        """Where the fields of a sample lie.
+
+        Args:
+            row: its number in the tar.
+
+        Returns:
+            For every field the sample has: its name, its first byte and the byte behind its last one.
+        """
+        offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
+        return [(f, a, a + n) for f, a, n in zip(self.fields, offsets, sizes, strict=True) if n >= 0]
+
     def to_bytes(self) -> bytes:
         """The content of the .idx file.
 

@@ -325,6 +325,11 @@ class Planner:
         return min(lengths)
 
     @functools.cached_property
+    def excluded_hash(self) -> str:
+        """sha256 of the quarantine list, empty where nothing is left out."""
+        return hashlib.sha256(json.dumps(self.excluded).encode()).hexdigest() if self.excluded else ""
+
+    @functools.cached_property
     def hash(self) -> str:
         """sha256 of everything that decides which sample comes when."""
         stages = [dataclasses.astuple(stage) for stage in self.stages]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 __all__ = ["BadSample", "DataError", "Quarantine", "SampleError", "ShardError", "read_quarantine"]
+
+
+_log = logging.getLogger(__name__)
 
 
 class DataError(RuntimeError):
@@ -104,6 +108,8 @@ class Quarantine:
         """
         if not self._count(sample):
             return
+        which = f"sample {sample.key} of {sample.shard}" if sample.key else f"{sample.shard} ({sample.samples} samples)"
+        _log.warning("%s is not used (%d bad so far): %s", which, self._bad, sample.reason)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             line = json.dumps(dataclasses.asdict(sample), sort_keys=True) + "\n"

@@ -37,7 +37,7 @@ class Position:
         accumulate: micro-batches per optimiser step.
         passes: passes over the data per plan.
         block_shards: shards mixed with each other.
-        excluded: number of samples left out.
+        excluded: sha256 of the list of samples left out, empty if there is none.
         manifest_sha256: the data set's fingerprint.
         plan_hash: hash over all that decides the order.
         version: of this record.
@@ -55,7 +55,7 @@ class Position:
     accumulate: int
     passes: int
     block_shards: int
-    excluded: int
+    excluded: str
     manifest_sha256: str
     plan_hash: str
     version: int = _VERSION
@@ -85,7 +85,7 @@ class Position:
             accumulate=planner.accumulate,
             passes=planner.passes,
             block_shards=planner.block_shards,
-            excluded=len(planner.excluded),
+            excluded=planner.excluded_hash,
             manifest_sha256=planner.fingerprint,
             plan_hash=planner.hash,
         )
@@ -143,7 +143,7 @@ def resume(planner: Planner, position: Position) -> tuple[Planner, int]:
         "seed": (planner.seed, position.seed),
         "block_shards": (planner.block_shards, position.block_shards),
         "passes": (planner.passes, position.passes),
-        "the number of samples left out by the quarantine list": (len(planner.excluded), position.excluded),
+        "the quarantine list of samples left out": (planner.excluded_hash, position.excluded),
     }
     for name, (now, then) in fixed.items():
         if now != then:

@@ -1,12 +1,13 @@
 """Reading samples of tar shards by their number, in any order.
 
-Bytes are read with ``pread`` at the place the index names: as fast as a memory map, but a file that is cut short while
-it is read gives an error with a name instead of killing the process (SIGBUS), and a read can be given up after a while.
+What lies in the page cache is copied out of a memory map. The rest is read by a thread that can be given up, since a
+page fault cannot: it may hang in a dead file system, and in a file that was cut short it kills the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import bisect
+import mmap
 import os
 import queue
 import random
@@ -31,6 +32,8 @@ class ReadError(ShardError):
     """A read failed or took too long, also after trying again."""
 
 
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+_Open = tuple[int, mmap.mmap]
 _Asked = queue.SimpleQueue[tuple[int, int, int] | None]
 _Answers = queue.SimpleQueue[bytes | OSError]
 
@@ -63,6 +66,11 @@ class _Reader:
         return answer
 
 
+def _close(opened: _Open) -> None:
+    opened[1].close()
+    os.close(opened[0])
+
+
 class IndexedShards:
     """The samples of a manifest as a sequence of ``{field: bytes}``.
 
@@ -86,9 +94,10 @@ class IndexedShards:
         self.retried = 0
         self.bytes_read = 0
         self._ends = np.cumsum([shard.num_samples for shard in manifest.shards]).tolist()
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._files: OrderedDict[int, _Open] = OrderedDict()
         self._indices: dict[int, ShardIndex] = {}
         self._damaged: dict[int, str] = {}
+        self._probe = (bytearray(1),)
         self._reader: _Reader | None = None
         self._process = os.getpid()
 
@@ -110,13 +119,18 @@ class IndexedShards:
             ReadError: the disk does not answer.
         """
         shard, row = self.locate(index)
-        table = self.index(shard)
-        sizes = table.sizes[row].tolist()
-        places = [(f, o, n) for f, o, n in zip(table.fields, table.offsets[row].tolist(), sizes, strict=True) if n >= 0]
-        # The members of a sample are neighbours: one read fetches them with the headers between them.
-        start = min(offset for _, offset, _ in places)
-        data = self._read(shard, start, max(offset + size for _, offset, size in places) - start)
-        return {field: data[offset - start : offset - start + size] for field, offset, size in places}
+        places = self.index(shard).places(row)
+        handle, mapped = self._file(shard)
+        end = max([last for _, _, last in places])
+        if self._is_at_hand(handle, end):
+            sample = {field: mapped[first:last] for field, first, last in places}
+        else:
+            # The members of a sample are neighbours: one read fetches them with the headers between them.
+            start = min([first for _, first, _ in places])
+            data = self._patient(shard, handle, start, end - start)
+            sample = {field: data[first - start : last - start] for field, first, last in places}
+        self.bytes_read += sum(map(len, sample.values()))
+        return sample
 
     def locate(self, index: int) -> tuple[int, int]:
         """Where a sample lies.
@@ -190,11 +204,11 @@ class IndexedShards:
     def close(self) -> None:
         """Close every open file; reading again opens what it needs."""
         while self._files:
-            os.close(self._files.popitem()[1])
+            _close(self._files.popitem()[1])
         self._indices.clear()
         self._reader = None
 
-    def _file(self, shard: int) -> int:
+    def _file(self, shard: int) -> _Open:
         if shard in self._damaged:
             raise ShardError(self._damaged[shard])
         if shard in self._files:
@@ -211,17 +225,24 @@ class IndexedShards:
             raise self._damage(
                 shard, f"shard {path} has {size} bytes, the manifest says {record.bytes}. Fetch it again"
             )
-        self._files[shard] = handle
+        mapped = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+        self._files[shard] = (handle, mapped)
         while len(self._files) > self.max_open:
-            os.close(self._files.popitem(last=False)[1])
-        return handle
+            _close(self._files.popitem(last=False)[1])
+        return handle, mapped
 
     def _damage(self, shard: int, reason: str) -> ShardError:
         self._damaged[shard] = reason
         return ShardError(reason)
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        handle = self._file(shard)
+    def _is_at_hand(self, handle: int, end: int) -> bool:
+        """Whether the last byte of a sample is there and in the page cache, so that mapped memory may be touched."""
+        try:
+            return bool(_NOWAIT) and os.preadv(handle, self._probe, end - 1, _NOWAIT) == 1
+        except OSError:
+            return False
+
+    def _patient(self, shard: int, handle: int, offset: int, size: int) -> bytes:
         name = self.manifest.shards[shard].name
         for attempt in range(self.retries + 1):
             try:
@@ -231,11 +252,10 @@ class IndexedShards:
                 if attempt == self.retries:
                     raise ReadError(f"shard {name}: {size} bytes at {offset} cannot be read: {why}") from None
                 self.retried += 1
-                time.sleep(0.1 * 2**attempt * (1 + random.random()))  # noqa: S311
+                time.sleep(0.1 * 2**attempt * (1 + random.random()))
                 continue
             if len(data) != size:
                 raise self._damage(shard, f"shard {name} was cut short: {size} bytes at {offset} are not there")
-            self.bytes_read += size
             return data
         raise AssertionError("unreachable")
 

@@ -90,7 +90,8 @@ def uint8_to_signed(pixels: Tensor) -> Tensor:
     Returns:
         float32 of the same shape.
     """
-    return pixels.float() / 127.5 - 1
+    # One new tensor instead of three.
+    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def unit_to_uint8(pixels: Tensor) -> Tensor:
@@ -266,8 +267,13 @@ class Augmentation:
     The draws of a sample are a function of (seed, pass, sample) alone, so workers, ranks and a resume change nothing.
 
     Attributes:
-        crop_probability: chance of a crop of 80 to 100 % of the area, aspect ratio 3/4 to 4/3, to a square.
+        crop_probability: chance of a crop that is resampled to a square.
         flip_probability: chance of a mirror image.
+        scale: smallest and largest share of the area that a crop keeps, in (0, 1].
+        ratio: smallest and largest width / height of a crop.
+
+    Raises:
+        ValueError: a probability outside [0, 1], or a range that is empty or not positive.
 
     Source: arXiv:2605.05331, training preprocessing; deviates: a crop smaller than the square is not enlarged.
     """
@@ -276,6 +282,12 @@ class Augmentation:
     flip_probability: float = 0.5
     scale: tuple[float, float] = (0.8, 1.0)
     ratio: tuple[float, float] = (0.75, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.crop_probability <= 1 and 0 <= self.flip_probability <= 1):
+            raise ValueError(f"crop_probability and flip_probability lie in [0, 1], got {self}")
+        if not (0 < self.scale[0] <= self.scale[1] <= 1 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(f"crop_scale is a range in (0, 1] and crop_ratio one of positive numbers, got {self}")
 
     def draws(self, seed: int, epoch: int, index: Sequence[int]) -> npt.NDArray[np.float32]:
         """The random numbers of some samples.

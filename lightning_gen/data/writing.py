@@ -192,6 +192,7 @@ def write_image_folder(
     name: str = "train",
     keep: Callable[[Path], bool] | None = None,
     classes: bool | Sequence[str] = False,
+    shuffle_seed: int | None = None,
     max_bytes: int = 512 << 20,
     max_samples: int | None = None,
     source: str = "",
@@ -206,6 +207,7 @@ def write_image_folder(
         keep: which files to take, given their paths relative to ``pictures``; default all.
         classes: True = the first folder below ``pictures`` is the class, numbered in order of names; a list = these
             names are the classes, in this order; False = no labels.
+        shuffle_seed: pack the files in a random order that this number decides; None = in order of their paths.
         max_bytes: largest shard.
         max_samples: samples per shard at most.
         source: where the pictures came from, for people.
@@ -221,6 +223,11 @@ def write_image_folder(
     root = Path(pictures)
     paths = [path.relative_to(root) for path in list_pictures(root)]
     paths = [path for path in paths if keep is None or keep(path)]
+    if shuffle_seed is not None:
+        # Its module needs torch; packing a folder in order does not.
+        from lightning_gen.training.randomness import numpy_generator
+
+        paths = [paths[place] for place in numpy_generator(shuffle_seed, "pack").permutation(len(paths))]
     names = sorted({path.parts[0] for path in paths if len(path.parts) > 1}) if classes is True else list(classes or [])
     table = {label: number for number, label in enumerate(names)}
     samples = (_picture_sample(root, path, table if classes else None) for path in paths)

@@ -78,7 +78,8 @@ class VarlenAttention:
         image = torch.where(tokens.mask, tokens.image, tokens.num_images).flatten()
         _, counts = torch.unique_consecutive(image, return_counts=True)
         self._ends = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-        self._longest = int(counts.max())
+        # The kernel only needs an upper bound; powers of two keep compiled blocks from being compiled for every batch.
+        self._longest = 1 << (int(counts.max()) - 1).bit_length()
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend; shapes as in ``AttentionPlan``. Padding attends to padding."""

@@ -74,6 +74,8 @@ class BucketedAttention:
         self._output[self._place[real]] = real
         self._in_order = torch.equal(self._place, torch.arange(image.numel(), device=flat.device))
 
+    # Every batch has other buckets: compiled, each of them would be a program of its own.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend.
 

@@ -101,6 +101,8 @@ class WindowedAttention:
         self._strips = [strip for table in tables for strip in _strips(table, table, 0, radius)]
         self._output = _slots(self._strips, tokens.mask.numel())
 
+    # Every grid has other tiles: compiled, each of them would be a program of its own.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend.
 

@@ -40,7 +40,8 @@ def test_sixteen_bytes_per_parameter_split_over_the_shards():
 def test_gathered_blocks_copies_and_activations():
     data = DataNeeds(tokens_per_global_batch=1_572_864, global_batch_size=6144)
     model = ModelNeeds(trainable=1000, largest_block=100, activation_bytes_per_token=10.0)
-    sharded = shape(strategy="fsdp", precision="bf16-mixed", devices=4, accumulate_grad_batches=2)  # the data counts micro-batches
+    # the data counts micro-batches, so accumulation changes nothing
+    sharded = shape(strategy="fsdp", precision="bf16-mixed", devices=4, accumulate_grad_batches=2)
     memory = memory_per_rank(model, data, sharded)
     assert memory.compute_copies == 2 * 100 * 2
     assert memory.activations == 1_572_864 / 4 * 10 / 2

@@ -199,3 +199,44 @@ def test_simplejpeg_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     assert decode(data, decoder="auto").size == (40, 24)
     with pytest.raises(ModuleNotFoundError, match="pip install simplejpeg"):
         decode(data, decoder="simplejpeg")
+
+
+def test_a_damaged_png_is_never_taken_for_a_sound_one() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    good = encoded(Image.fromarray(pixels), "PNG")
+    start = good.index(b"IDAT") + 100
+    for place in range(start, len(good) - 100, 997):
+        damaged = bytearray(good)
+        damaged[place] ^= 0x5A
+        with pytest.raises(SampleError):
+            decode(bytes(damaged))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_every_format(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = encoded(Image.new("RGB", (80, 48)), kind, exif=exif)
+    upright = (48, 80) if orientation >= 5 else (80, 48)
+    assert decode(data).size == upright and picture_size(data) == upright[::-1]
+
+
+def test_size_of_a_png_needs_its_header_only() -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)), "PNG")
+    assert picture_size(data[:60] + b"\0" * 2000) == (48, 80)
+
+
+def test_the_pixel_limit_can_be_raised_above_that_of_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(Image.new("L", (40, 30)), "PNG")
+    assert decode(data, max_pixels=1200).size == (40, 30)
+    with pytest.raises(SampleError, match="40 x 30 pixels, more than max_pixels=1199"):
+        decode(data, max_pixels=1199)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_sixteen_bit_pgm_and_transparent_grey() -> None:
+    values = np.array([[0, 0x1200, 0xFFFF]], dtype=">u2")
+    grey = np.asarray(decode(b"P5 3 1 65535\n" + values.tobytes()))
+    assert grey[0, :, 0].tolist() == [0, 0x12, 0xFF]

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +90,12 @@ def test_batches_do_not_depend_on_ranks_or_workers(data: Path, workers: int) -> 
         assert dealt == alone
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
 def test_one_and_three_workers_agree_and_persist_over_plans(data: Path) -> None:
     expected = [[digest(b) for b in module(data).train_loader(k)] for k in range(3)]
     for workers in (1, 3):
         made = module(data, num_workers=workers)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch finds three workers too many for two cores
-            factory = made._factory("train", 0, 1)
+        factory = made._factory("train", 0, 1)
         processes = set[int]()
         for k in range(3):
             loader = PlanLoader(made.planner().plan(k), factory)
@@ -216,6 +214,17 @@ def test_another_batch_goes_on_behind_the_samples_seen(data: Path, caplog: pytes
     rest = [key for batch in larger for key in batch.key]
     assert (len(rest), len(set(rest) & set(seen))) == (20, 4)
     assert "which repeats 4 samples" in caplog.text
+
+
+def test_another_batch_keeps_the_order_that_the_checkpoint_was_made_in(data: Path) -> None:
+    """gcd(64, G) would be 8 streams before and 16 after: the 8 of the checkpoint stay."""
+    loader = module(data).train_loader()
+    seen = {key for _, batch in zip(range(2), loader, strict=False) for key in batch.key}
+    larger = module(data, global_batch_size=16).train_loader()
+    larger.load_state_dict(loader.state_dict())
+    assert larger.state_dict()["canonical_streams"] == 8
+    rest = [key for batch in larger for key in batch.key]
+    assert (len(rest), len(set(rest) & seen)) == (16, 0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -379,7 +388,7 @@ def test_a_quarantine_list_is_left_out_of_the_next_plan(tmp_path: Path) -> None:
         assert len(loader) == (42 - 10) // 8
         assert not {n for batch in loader for n in batch.index.tolist()} & ({3} | set(range(18, 27)))
     state = made.train_loader().state_dict()
-    with pytest.raises(DataError, match="left out by the quarantine list"):
+    with pytest.raises(DataError, match="the quarantine list of samples left out is not that of the checkpoint"):
         module(tmp_path / "set").train_loader().load_state_dict(state)
 
 
@@ -446,6 +455,22 @@ def test_batch_moves_and_knows_its_length(data: Path) -> None:
     assert digest(moved) == digest(batch)
     with pytest.raises(AttributeError):
         batch.label = batch.index  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("length", [None, 40])
+def test_pixels_become_the_same_tokens_as_through_patchify(length: int | None) -> None:
+    from lightning_gen.data.batches import patchify_pixels
+    from lightning_gen.data.transforms import from_picture
+    from lightning_gen.nn.tokens import patchify
+
+    pictures = [picture(n, size) for n, size in enumerate([(24, 40), (9, 50), (1, 1), (33, 31)])]
+    pixels = [torch.from_numpy(np.array(one)) for one in pictures]
+    ours, other = patchify_pixels(pixels, 8, length), patchify([from_picture(one) for one in pictures], 8, length)
+    for name in ("values", "mask", "row", "col", "image", "sizes"):
+        assert torch.equal(getattr(ours, name), getattr(other, name)), name
+        assert getattr(ours, name).dtype == getattr(other, name).dtype, name
+    with pytest.raises(ValueError, match="needs 20 tokens, its rows hold 19"):
+        patchify_pixels(pixels, 8, 19)
 
 
 def test_stages_change_rows_and_batches(data: Path) -> None:

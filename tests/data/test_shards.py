@@ -328,6 +328,10 @@ def test_image_folder_passes_bytes_through_and_numbers_classes(tmp_path: Path) -
     assert [reader[n]["cls"] for n in range(3)] == [b"0", b"0", b"1"]
     assert reader[1]["png"] == encoded(picture(1))
     assert json.loads(reader[2]["json"]) == {"filename": "dog/a.b.png", "height": 16, "label": 1, "width": 16}
+    mixed = [write_image_folder(tmp_path / "pictures", tmp_path / f"m{s}", shuffle_seed=s) for s in range(4)]
+    orders = {tuple(IndexedShards(one).key(n) for n in range(3)) for one in mixed}
+    assert len(orders) > 1
+    assert {frozenset(order) for order in orders} == {frozenset(["cat_one", "cat_two_words", "dog_a_b"])}
     kept = write_image_folder(tmp_path / "pictures", tmp_path / "half", keep=lambda p: p.parts[0] == "dog")
     assert kept.total == 1
     (tmp_path / "pictures" / "broken.jpg").write_bytes(b"")
@@ -382,7 +386,7 @@ def test_file_descriptors_do_not_grow_and_stay_bounded(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(reader._files) == 4
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 4
+    assert len(os.listdir("/proc/self/fd")) == before - 8, "a file and a map of each"
     deadline = time.monotonic() + 5
     while readers() > others and time.monotonic() < deadline:
         gc.collect()
@@ -392,8 +396,20 @@ def test_file_descriptors_do_not_grow_and_stay_bounded(tmp_path: Path) -> None:
     assert copy[5] == reader[5]
 
 
+def test_bytes_are_the_same_from_the_page_cache_and_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for timeout in (10.0, None):
+        reader = IndexedShards(shards(tmp_path / str(timeout), 20, 9), timeout=timeout)
+        assert [reader[n] for n in range(20)] == [sample(n)[1] for n in range(20)]
+        with monkeypatch.context() as patch:
+            patch.setattr("lightning_gen.data.shards._NOWAIT", 0)
+            assert [reader[n] for n in range(20)] == [sample(n)[1] for n in range(20)]
+
+
 def test_a_read_that_hangs_is_given_up_with_the_shards_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = IndexedShards(shards(tmp_path, 9, 9), timeout=0.1, retries=1)
+    monkeypatch.setattr("lightning_gen.data.shards._NOWAIT", 0)  # as if nothing were in the page cache
     monkeypatch.setattr("lightning_gen.data.shards.os.pread", lambda *args: time.sleep(30))
     began = time.monotonic()
     with pytest.raises(ShardError, match=r"train-000000.tar: \d+ bytes at \d+ cannot be read: no answer in 0.1 s"):
@@ -411,6 +427,7 @@ def test_a_read_that_fails_once_is_tried_again(tmp_path: Path, monkeypatch: pyte
         return real(*args)
 
     reader = IndexedShards(shards(tmp_path, 9, 9))
+    monkeypatch.setattr("lightning_gen.data.shards._NOWAIT", 0)
     monkeypatch.setattr("lightning_gen.data.shards.os.pread", flaky)
     assert reader[4] == sample(4)[1]
     assert reader.retried == 1

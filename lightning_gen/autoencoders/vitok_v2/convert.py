@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gen.autoencoders.vitok_v2.bottleneck import BottleneckName
 from lightning_gen.autoencoders.vitok_v2.variants import PUBLISHED, Stack, Variant
-from lightning_gen.backbones.weights import fetch_files
+from lightning_gen.backbones.weights import fetch_files, read_config
 
 __all__ = ["Settings", "from_published", "infer_variant", "locate", "read_folder", "to_published", "write_folder"]
 
@@ -181,11 +181,13 @@ def read_folder(folder: Path) -> tuple[Settings, dict[str, Tensor]]:
 def _read_settings(path: Path) -> Settings | None:
     if not path.exists():
         return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_config(path.parent)
     known = {field.name for field in dataclasses.fields(Settings)}
     settings = {key: value for key, value in stored.items() if key in known}
     if "variant" not in settings:  # a config.json of somebody else's making
         return None
+    if not isinstance(settings["variant"], str):
+        raise ValueError(f"{path}: variant must be a name, got {settings['variant']!r}")
     return Settings(**settings)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchmetrics import MetricCollection
 
@@ -33,7 +34,7 @@ from lightning_gen.autoencoders.vitok_v2.perceptual import dino_distance
 from lightning_gen.autoencoders.vitok_v2.variants import Variant
 from lightning_gen.backbones.vision import Backend, DINOv3Encoder, Size, dinov3_parameters, weight_need
 from lightning_gen.data.batches import ImageBatch
-from lightning_gen.data.decode import to_rgb
+from lightning_gen.data.decode import upright
 from lightning_gen.data.transforms import from_picture
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.reconstruction import PeakSignalToNoise, StructuralSimilarity
@@ -71,8 +72,8 @@ class ViTokV2(pl.LightningModule):
         drop_path: stochastic depth of the last decoder block, rising linearly from 0 at the first; 0 = off.
         mask_padding: False = images see their padding, only for parity with the published training code.
         layout: ``packed`` lays the images of a batch one after another without padding, ``padded`` keeps a row each.
-        window_radius: patches that attention reaches in encode, decode and prediction; None = everything; paper: 8 at
-            high resolution. Training always sees everything.
+        window_radius: patches that attention reaches in encode, decode, evaluation and prediction; None = everything;
+            paper: 8 at high resolution. Training always sees everything.
         band_rows: encode and decode image by image in row bands of that many patches; needs ``window_radius``; None =
             whole batches.
         charbonnier_weight: weight of the pixel loss.
@@ -131,6 +132,7 @@ class ViTokV2(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        _require_sense(drop_path, charbonnier_eps, (charbonnier_weight, ssim_weight, dino_weight))
         if band_rows is not None and window_radius is None:
             raise ValueError("band_rows needs a window_radius: without a window every band would see the whole image")
         if layout == "packed" and not mask_padding:
@@ -138,9 +140,7 @@ class ViTokV2(pl.LightningModule):
         self.variant = Variant.parse(variant)
         self.settings = Settings(self.variant.name, bottleneck, rope_theta, mask_padding)
         # Plain values only: they must load with weights_only=True. What concerns training stands in the run's config.
-        # The class is named so that a checkpoint alone can be exported.
-        named = {"_class_path": f"{type(self).__module__}.{type(self).__qualname__}", "variant": variant}
-        self.save_hyperparameters({**dataclasses.asdict(self.settings), **named}, logger=False)
+        self.save_hyperparameters({**dataclasses.asdict(self.settings), "variant": variant}, logger=False)
         with torch.device("meta"):
             self.network = ViTokV2Network(self.variant, bottleneck, layer_scale, rope_theta, mask_padding)
         self.drop_path, self.layout = drop_path, layout
@@ -159,6 +159,7 @@ class ViTokV2(pl.LightningModule):
         self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
         self.init_from, self.seed = init_from, seed
         self.dino: DINOv3Encoder | None = None
+        self._filled = False
         metrics = MetricCollection({"psnr": PeakSignalToNoise(), "ssim": StructuralSimilarity()}, prefix="val/")
         self.val_metrics, self.test_metrics = metrics, metrics.clone(prefix="test/")
 
@@ -207,9 +208,15 @@ class ViTokV2(pl.LightningModule):
             for door in ("encode", "decode"):
                 register_fsdp_forward_method(self.network, door)
         if self.init_from is not None:
-            state = read_training_state(self.init_from) or read_folder(locate(self.init_from))[1]
-            load_matching(self.network, state, self.init_from, prefix="network.")
+            self._start_from(self.init_from)
         self.network.encoder.requires_grad_(self.train_encoder)
+
+    def _start_from(self, source: str) -> None:
+        state = read_training_state(source) or read_folder(locate(source))[1]
+        if self._trainer is not None and not self._fitting:
+            # A model that is only used must be the whole model.
+            require_fit(self.network, {key.removeprefix("network."): x for key, x in state.items()}, source)
+        load_matching(self.network, state, source, prefix="network.")
 
     @property
     def _fitting(self) -> bool:
@@ -225,9 +232,46 @@ class ViTokV2(pl.LightningModule):
         return self if on_meta else super().cpu()
 
     def setup(self, stage: str) -> None:
-        """Load the frozen perceptual network where training needs it."""
+        """Load the frozen perceptual network where training needs it, and refuse what cannot work."""
+        if "true" in str(self.trainer.precision) and str(self.trainer.precision) != "32-true":
+            raise ValueError(
+                f"trainer.precision {self.trainer.precision} would cast batches, which are frozen: use bf16-mixed "
+                "(weights stay float32), or in Python model.to(torch.bfloat16), then encode and decode"
+            )
+        if stage != "fit" and self.init_from is None and self.trainer.ckpt_path is None and not self._filled:
+            rank_zero_warn(
+                f"{stage.lower()} runs on random weights: name a checkpoint (--ckpt_path last) or weights "
+                "(--model.init_from ...)"
+            )
         if stage == "fit" and self.weights["dino"] > 0 and self.dino is None:
             self.dino = DINOv3Encoder(self.dino_source, self.dino_model, self.dino_backend, max(self.tile_size, 16))
+
+    def on_fit_start(self) -> None:
+        """From here on the weights are no longer random."""
+        self._filled = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the class, so that a checkpoint alone can be exported."""
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of another model before a single tensor is copied.
+
+        Args:
+            checkpoint: what is about to be loaded.
+
+        Raises:
+            ValueError: its variant or bottleneck is another one.
+        """
+        stored = checkpoint.get("hyper_parameters", {})
+        then = (Variant.parse(stored.get("variant", self.settings.variant)), stored.get("bottleneck", "layernorm"))
+        if then != (self.variant, self.settings.bottleneck):
+            raise ValueError(
+                f"the checkpoint holds variant {stored.get('variant')} with bottleneck {then[1]}, the model is "
+                f"{self.settings.variant} with {self.settings.bottleneck}: set model.init_args.variant and bottleneck "
+                "to the checkpoint's, or start from its weights with init_from"
+            )
+        self._filled = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW under a warm-up cosine, stepped with the optimiser."""
@@ -330,7 +374,7 @@ class ViTokV2(pl.LightningModule):
 
     def _evaluate(self, batch: ImageBatch, metrics: MetricCollection) -> None:
         pixels = self._arranged(batch.images)
-        decoded = self.network(pixels).pixels
+        decoded = self.network(pixels, window_radius=self.window_radius).pixels
         metrics.update(unpatchify(decoded), unpatchify(pixels), batch.valid)
         self.log_dict(metrics, prog_bar=True, batch_size=len(batch))
 
@@ -345,8 +389,9 @@ class ViTokV2(pl.LightningModule):
             Two rows.
         """
         pixels = self._arranged(batch.images)
-        decoded = [image.clamp(-1, 1).float() for image in unpatchify(self.network(pixels).pixels)]
-        return [Pictures("original", unpatchify(pixels)), Pictures("reconstruction", decoded)]
+        decoded = self.network(pixels, window_radius=self.window_radius).pixels
+        images = [image.clamp(-1, 1).float() for image in unpatchify(decoded)]
+        return [Pictures("original", unpatchify(pixels)), Pictures("reconstruction", images)]
 
     def predict_step(self, batch: ImageBatch, batch_idx: int) -> Reconstructions:
         """Reconstruct pictures; ``ReconstructionWriter`` puts them on disk.
@@ -454,6 +499,7 @@ class ViTokV2(pl.LightningModule):
         model = cls(**dataclasses.asdict(settings), layout=layout, window_radius=window_radius, band_rows=band_rows)
         require_fit(model.network, state, source)
         model.network.load_state_dict(state, assign=True)
+        model._filled = True
         return model.requires_grad_(False).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -472,5 +518,23 @@ class ViTokV2(pl.LightningModule):
 def _as_images(images: Tensor | Image | Sequence[Tensor | Image]) -> Tensor | list[Tensor]:
     if isinstance(images, Tensor):
         return images[None] if images.ndim == 3 else images
-    several = images if isinstance(images, Sequence) else [images]
-    return [image if isinstance(image, Tensor) else from_picture(to_rgb(image)) for image in several]
+    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    return [image if isinstance(image, Tensor) else _from_pil(image) for image in several]
+
+
+def _from_pil(image: Image) -> Tensor:
+    if not hasattr(image, "getexif"):
+        raise TypeError(
+            f"encode takes tensors in [-1, 1], PIL pictures or Tokens, got {type(image).__name__}: open files with "
+            "PIL.Image.open"
+        )
+    return from_picture(upright(image))
+
+
+def _require_sense(drop_path: float, eps: float, weights: tuple[float, float, float]) -> None:
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
+    if eps <= 0:
+        raise ValueError(f"charbonnier_eps must be above 0 (its gradient at 0 would be infinite), got {eps}")
+    if min(weights) < 0:
+        raise ValueError(f"weights of the loss must be 0 (off) or more, got {min(weights)}")

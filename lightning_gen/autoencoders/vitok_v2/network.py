@@ -142,20 +142,27 @@ class ViTokV2Network(nn.Module):
         """
         return latents.with_values(self.decoder(latents, window_radius, keep, self.mask_padding))
 
-    def forward(self, pixels: Tokens, keep: Tensor | None = None, noise: Tensor | None = None) -> Reconstruction:
+    def forward(
+        self,
+        pixels: Tokens,
+        keep: Tensor | None = None,
+        noise: Tensor | None = None,
+        window_radius: int | None = None,
+    ) -> Reconstruction:
         """Encode and decode, as in training.
 
         Args:
             pixels: patch vectors, values (B, L, P) in [-1, 1].
             keep: stochastic depth of the decoder, see ``TransformerStack.forward``.
             noise: standard normal numbers for the bottleneck, (B, L, c), or None.
+            window_radius: see ``TransformerStack.forward``; None in training.
 
         Returns:
             Decoded patches, latents and the bottleneck's penalty.
         """
-        code = self.bottleneck(self._codes(pixels, None), noise)
+        code = self.bottleneck(self._codes(pixels, window_radius), noise)
         latents = pixels.with_values(code.latent)
-        return Reconstruction(self.decode(latents, keep=keep), latents, code.penalty)
+        return Reconstruction(self.decode(latents, window_radius, keep), latents, code.penalty)
 
     def _codes(self, pixels: Tokens, window_radius: int | None) -> Tensor:
         codes: Tensor = self.encoder(pixels, window_radius, mask_padding=self.mask_padding)

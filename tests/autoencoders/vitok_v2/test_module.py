@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import warnings
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.autoencoders.vitok_v2.objective import charbonnier
+from lightning_gen.backbones.vision import DINOv3Encoder
 from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.cli import main
 from lightning_gen.data.batches import ImageBatch
@@ -208,6 +211,9 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
         module(band_rows=4)
     with pytest.raises(ValueError, match="set layout: padded"):
         module(mask_padding=False)
+    for nonsense in ({"drop_path": 1.5}, {"ssim_weight": -1.0}, {"charbonnier_eps": 0.0}):
+        with pytest.raises(ValueError):
+            module(**nonsense)
     with pytest.raises(ValueError, match="unknown ViTok-v2 variant"):
         module(variant="7B-f16x64")
 
@@ -225,6 +231,69 @@ def test_checkpoints_load_as_weights_only(tmp_path: Path) -> None:
     assert checkpoint["hyper_parameters"]["variant"] == TINY
     again = ViTokV2.load_from_checkpoint(path, weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_the_checkpoint_of_another_variant_is_refused(tmp_path: Path) -> None:
+    _, path = trained(tmp_path)
+    for other in ({"variant": "w32_d1_h2-w32_d2_h2/1x4x6"}, {"bottleneck": "tanh"}):
+        with pytest.raises(ValueError, match=r"the checkpoint holds variant .* the model is"):
+            fit(module(**other), data(write_pictures(FOLDER)), tmp_path, ckpt_path=path)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    halves = module(init_from=str(path), variant="w32_d1_h2-w32_d2_h2/1x4x6")
+    with pytest.raises(ValueError, match="does not fit ViTokV2Network"):
+        trainer.validate(halves, datamodule=data(write_pictures(FOLDER)), verbose=False)
+
+
+def test_a_subclass_with_further_arguments_loads_its_checkpoint(tmp_path: Path) -> None:
+    class Further(ViTokV2):
+        def __init__(self, strength: float = 1.0, **settings: Any) -> None:
+            super().__init__(**settings)
+
+    _, path = trained(tmp_path)
+    assert Further.load_from_checkpoint(path, weights_only=True).variant.name == TINY
+
+
+def test_evaluation_of_random_weights_is_announced(tmp_path: Path) -> None:
+    model = module()
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with pytest.warns(UserWarning, match="validate runs on random weights"):
+        Trainer(default_root_dir=tmp_path, **options).validate(model, datamodule=data(write_pictures(FOLDER)))
+    fit(model, data(write_pictures(FOLDER)), tmp_path, max_steps=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*random weights")
+        Trainer(default_root_dir=tmp_path, **options).validate(model, datamodule=data(write_pictures(FOLDER)))
+
+
+def test_the_window_counts_in_validation_not_in_training(tmp_path: Path) -> None:
+    given = batch((24, 32))
+    found = {}
+    for radius in (None, 0):
+        model = module(window_radius=radius)
+        model.configure_model()
+        model.log_dict = lambda *_, **__: None
+        loss = terms(model, given)["returned"]
+        model.validation_step(given, 0)
+        found[radius] = (loss, float(model.val_metrics["psnr"].compute()))
+    assert found[None][0] == found[0][0] and found[None][1] != found[0][1]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_precision_that_would_cast_batches_is_refused(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(ValueError, match="use bf16-mixed"):
+        fit(module(), data(write_pictures(FOLDER)), tmp_path, precision=precision)
+
+
+def test_pictures_are_turned_as_their_exif_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (40, 16), (200, 0, 0)).save(tmp_path / "turned.jpg", exif=exif)
+    model = module()
+    model.configure_model()
+    assert model.encode(Image.open(tmp_path / "turned.jpg")).sizes.tolist() == [[40, 16]]
+    with pytest.raises(TypeError, match="open files with PIL.Image.open"):
+        model.encode(str(tmp_path / "turned.jpg"))
 
 
 def test_a_checkpoint_alone_can_be_exported(tmp_path: Path) -> None:
@@ -345,7 +414,12 @@ def test_flops_of_a_step() -> None:
     # The counter does not know the fused kernel of the CPU; written out, attention is two products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         charbonnier(model.network(given.images).pixels, given.images)
-    assert model.flops_per_step(given) / 3 == pytest.approx(counter.get_total_flops(), rel=0.02)
+    plain = model.flops_per_step(given)
+    assert plain / 3 == pytest.approx(counter.get_total_flops(), rel=0.02)
+    model.dino = cast(DINOv3Encoder, SimpleNamespace(patch_size=16, num_parameters=1000))
+    model.tile_size = 32
+    # two forwards and one backward of 1000 parameters on 4 tokens of each tile
+    assert model.flops_per_step(given) - plain == 3 * 2 * 1000 * 4 * 2
 
 
 def sharded_prediction(folder: Path) -> list[torch.Tensor]:

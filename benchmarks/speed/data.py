@@ -23,7 +23,7 @@ import torch
 from measure import Row, compare, report, with_standard_options
 from PIL import Image
 
-from lightning_gen.data.decode import decode
+from lightning_gen.data.decode import Decoder, decode
 from lightning_gen.data.index import index_tar
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.modules import ShardDataModule
@@ -109,10 +109,19 @@ def against_mmap(manifest: Manifest, shards: IndexedShards, order: list[int], re
 
 
 def loading(folder: Path, count: int, repetitions: int) -> Iterator[Row]:
-    """Part (b)."""
+    """Part (b), with both decoders."""
     stored = dict(pictures(count))
     write_shards(stored.items(), folder, max_samples=max(1, count // 4))
-    module = ShardDataModule(str(folder), patch_size=PATCH, tokens=TOKENS, global_batch_size=BATCH, block_shards=1)
+    decoders: tuple[Decoder, ...] = ("pil", "auto")
+    for decoder in decoders:
+        yield from against_decoding(folder, stored, decoder, repetitions)
+
+
+def against_decoding(
+    folder: Path, stored: dict[str, dict[str, bytes]], decoder: Decoder, repetitions: int
+) -> Iterator[Row]:
+    """The loader in this process, and the same pictures one after another without it."""
+    module = ShardDataModule(str(folder), patch_size=PATCH, tokens=TOKENS, global_batch_size=BATCH, decoder=decoder)
     augmentation = Augmentation()
     wanted = [(key, int(n)) for batch in module.train_loader() for key, n in zip(batch.key, batch.index, strict=True)]
     draws = augmentation.draws(0, 0, [number for _, number in wanted])
@@ -123,16 +132,16 @@ def loading(folder: Path, count: int, repetitions: int) -> Iterator[Row]:
 
     def by_hand(augment: bool) -> None:
         for (key, _), row in zip(wanted, draws, strict=True):
-            picture = decode(stored[key]["jpg"])
+            picture = decode(stored[key]["jpg"], decoder=decoder)
             if augment:
                 crop = augmentation.plan((picture.height, picture.width), 256, row)
                 picture = crop.apply(picture)
                 size = resize_to_budget((picture.height, picture.width), PATCH, TOKENS)
                 from_picture(resize_picture(picture, size))
 
-    case = "loader, in this process: decode, augment, resize and convert by hand"
+    case = f"loader ({decoder}), decode, augment, resize and convert by hand"
     yield compare("b", case, load, lambda: by_hand(True), repetitions, target=0.9)
-    yield compare("b", "loader, in this process: JPEG decoding alone", load, lambda: by_hand(False), repetitions)
+    yield compare("b", f"loader ({decoder}), JPEG decoding alone", load, lambda: by_hand(False), repetitions)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def export(checkpoint: Path, output: Path, weights: str = "auto", config: str | 
 def _newest(checkpoint: Path) -> Path:
     from lightning_gen.training.checkpoint import is_complete
     from lightning_gen.training.run_folder import RunFolder
-    from lightning_gen.training.safe_shards import require_harmless
+    from lightning_gen.training.safe_reading import require_harmless
 
     if (checkpoint / "checkpoints").is_dir():
         last = RunFolder(checkpoint.parent, checkpoint.name).last_checkpoint()
@@ -142,10 +142,9 @@ def _decays(path: Path) -> list[float]:
 
 def _rest(path: Path) -> Mapping[str, Any]:
     """What a checkpoint holds besides tensors of the model (for a file: everything, read lazily)."""
-    import torch
+    from lightning_gen.training.safe_reading import load_plain
 
-    file = path / "meta.pt" if path.is_dir() else path
-    return cast(Mapping[str, Any], torch.load(file, map_location="cpu", weights_only=True, mmap=True))
+    return load_plain(path / "meta.pt" if path.is_dir() else path)
 
 
 def _build(path: Path, config: str | None) -> LightningModule:

@@ -148,7 +148,7 @@ class TrainerCLI(LightningCLI):
             "--preflight",
             type=bool,
             default=True,
-            help="Before a fit, compare what the run needs with what is here and stop if something is missing.",
+            help="Before a run, compare what it needs with what is here and stop if something is missing.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
@@ -185,12 +185,12 @@ class TrainerCLI(LightningCLI):
         return values
 
     def before_instantiate_classes(self) -> None:
-        """Find the run folder and the checkpoint, and for `fit` check that nothing is lost and nothing is missing."""
+        """Find run folder and checkpoint; check that nothing is missing and, for `fit`, that nothing is lost."""
         verb = str(self.subcommand)
         self.folder = RunFolder(Path(self.settings["runs"]), self.settings["name"])
         if self.settings["trainer"]["default_root_dir"] is not None:
             raise ValueError("trainer.default_root_dir: the run folder is set by runs: and name:, leave this one out")
-        if verb == "fit" and self.settings["preflight"]:
+        if self.settings["preflight"]:
             self._check()
         self.checkpoint = self.folder.resolve(self.settings["ckpt_path"])
         if verb == "fit" and not self.settings["trainer"]["fast_dev_run"] and not self.folder.holds(self.checkpoint):
@@ -201,7 +201,7 @@ class TrainerCLI(LightningCLI):
         if any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "SLURM_LOCALID")):
             return
         machine = inspect_machine(self.folder.path)
-        missing = check(self.settings.as_dict(), machine)
+        missing = check(self.settings.as_dict(), machine, training=self.subcommand == "fit")
         # A missing checkpoint alone is told without the table, as for the other verbs.
         if missing and {short.subject for short in missing} != {"checkpoint"}:
             sys.stderr.write(table(missing, fitting_recipes(machine)))

@@ -78,7 +78,7 @@ class ShardIndex:
             For every field the sample has: its name, its first byte and the byte behind its last one.
         """
         offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
-        return [(f, a, a + n) for f, a, n in zip(self.fields, offsets, sizes, strict=True) if n >= 0]
+        return [(f, a, a + n) for f, a, n in zip(self.fields, offsets, sizes) if n >= 0]  # noqa: B905 (hot)
 
     def to_bytes(self) -> bytes:
         """The content of the .idx file.

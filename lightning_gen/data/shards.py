@@ -7,6 +7,7 @@ page fault cannot: it may hang in a dead file system, and in a file that was cut
 from __future__ import annotations
 
 import bisect
+import itertools
 import mmap
 import os
 import queue
@@ -93,7 +94,7 @@ class IndexedShards:
         self.timeout = timeout
         self.retried = 0
         self.bytes_read = 0
-        self._ends = np.cumsum([shard.num_samples for shard in manifest.shards]).tolist()
+        self._starts = [0, *itertools.accumulate(shard.num_samples for shard in manifest.shards)]
         self._files: OrderedDict[int, _Open] = OrderedDict()
         self._indices: dict[int, ShardIndex] = {}
         self._damaged: dict[int, str] = {}
@@ -103,7 +104,7 @@ class IndexedShards:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return self._ends[-1] if self._ends else 0
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
         """All fields of a sample.
@@ -144,10 +145,10 @@ class IndexedShards:
         Raises:
             IndexError: there is no such sample.
         """
-        if not 0 <= index < len(self):
+        if not 0 <= index < self._starts[-1]:
             raise IndexError(f"sample {index} of a data set with {len(self)} samples")
-        shard = bisect.bisect_right(self._ends, index)
-        return shard, index - (self._ends[shard - 1] if shard else 0)
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
     def key(self, index: int) -> str:
         """Key of a sample.

@@ -6,15 +6,13 @@ Only the tensors that are asked for are read, in one process, whatever number of
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .safe_shards import require_harmless
+from .safe_reading import load_plain, require_harmless
 
 __all__ = ["AVERAGES", "average_key", "read_weights"]
 
@@ -55,11 +53,7 @@ def read_weights(path: str | os.PathLike[str], average: bool | float = False) ->
         raise FileNotFoundError(f"no checkpoint at {path}")
     if path.is_dir():
         return _read_folder(path, average)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values: {reason}") from None
+    checkpoint = load_plain(path)
     if "state_dict" not in checkpoint:
         raise ValueError(f"{path} is no Lightning checkpoint: it has no state_dict, only {sorted(checkpoint)[:5]}")
     averages: Mapping[str, Tensor] = checkpoint.get(AVERAGES, {})

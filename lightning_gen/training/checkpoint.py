@@ -20,6 +20,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from .safe_reading import load_plain
+
 __all__ = ["AtomicCheckpointIO", "RunCheckpoint", "is_complete", "newest"]
 
 # Written last by torch's distributed checkpoint, and after it by Lightning.
@@ -88,6 +90,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         os.replace(partial, target)
         _sync_folder(target.parent)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: the file.
+            map_location: as in ``torch.load``; None = where each tensor was.
+            weights_only: None and True = tensors and plain values only; False = Lightning's own way, which runs
+                whatever code the file holds.
+
+        Returns:
+            Its content.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged, or holds more than tensors and plain values.
+        """
+        if weights_only is False or "://" in str(path):
+            content: dict[str, Any] = super().load_checkpoint(path, weights_only=weights_only)
+            return content
+        return load_plain(Path(path), map_location, mmap=False)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,13 @@ class Shortage:
     remedy: str
 
 
-def check(config: Mapping[str, Any], machine: Machine) -> list[Shortage]:
+def check(config: Mapping[str, Any], machine: Machine, training: bool = True) -> list[Shortage]:
     """Compare a parsed configuration with a machine.
 
     Args:
         config: parsed `fit` configuration as plain dicts, with ``trainer``, ``model`` and optionally ``data``.
         machine: what is there.
+        training: False = validate, test or predict, which hold the weights and nothing else.
 
     Returns:
         Everything that is missing, in the order checkpoint, devices, memory, batch, data, weights, disk; empty if
@@ -50,6 +51,8 @@ def check(config: Mapping[str, Any], machine: Machine) -> list[Shortage]:
     """
     model, data = needs_of(config)
     shape = run_shape(config, machine)
+    if not training:
+        return _shortages_of_use(model, data, shape, machine)
     found = [*_checkpoint_shortages(config), *_device_shortages(shape, machine)]
     if model is not None:
         found += _memory_shortages(memory_per_rank(model, data, shape), shape, machine)
@@ -110,6 +113,21 @@ def _ask(section: Any) -> Any:
     module, _, name = str(section["class_path"]).rpartition(".")
     needs = getattr(getattr(importlib.import_module(module), name), "needs", None)
     return None if needs is None else needs(section.get("init_args") or {})
+
+
+def _shortages_of_use(
+    model: ModelNeeds | None, data: DataNeeds | None, shape: RunShape, machine: Machine
+) -> list[Shortage]:
+    found = [*_device_shortages(shape, machine)]
+    if model is not None:
+        whole = memory_per_rank(replace(model, frozen=0), None, shape)
+        held = replace(whole, gradients=0, optimizer=0, averages=0)
+        found += _memory_shortages(held, shape, machine)
+    if data is not None:
+        # What is trained on is not read, so its absence does not matter.
+        read = [sentence for sentence in data.missing if not sentence.startswith("data.train")]
+        found += [Shortage("data", sentence, "", "") for sentence in read]
+    return found
 
 
 def _checkpoint_shortages(config: Mapping[str, Any]) -> Iterator[Shortage]:

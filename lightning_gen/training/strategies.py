@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .initialisation import copy_into, initialise
-from .safe_shards import require_harmless
+from .safe_reading import require_harmless
 from .whole_state import fill_module, fill_optimizer, gather_optimizer
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,17 @@ def test_fitting_recipes_are_ordered_by_size(huge, workshop):
     values["trainer"]["devices"] = 7
     (workshop / "shipped/toy_middle.yaml").write_text(yaml.safe_dump(values))
     assert trainer.fitting_recipes(LAPTOP) == ["toy_middle", "toy_tiny"]
+
+
+def test_use_needs_the_weights_alone():
+    config = {
+        "trainer": {"accelerator": "cpu", "devices": 1},
+        "model": {
+            "class_path": "lightning_gen.autoencoders.vitok_v2.module.ViTokV2",
+            "init_args": {"variant": "5B-f16x64"},
+        },
+    }
+    small = dataclasses.replace(LAPTOP, host_memory=16 * GIB)
+    (found,) = check(config, small, training=False)
+    assert found.subject == "memory" and "weights 18.6 GiB" in found.needed and "optimizer" not in found.needed
+    assert check(config, dataclasses.replace(LAPTOP, host_memory=32 * GIB), training=False) == []

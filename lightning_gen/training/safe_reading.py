@@ -1,8 +1,8 @@
-"""Looking through a folder of shards before torch unpickles it.
+"""Reading checkpoints that may come from strangers: nothing in them runs code.
 
-torch's distributed checkpoints keep their table of contents, and every value that is not a tensor, as pickles, and read
-them with the full unpickler. Here both are read first by unpicklers that know a short list of harmless classes, so that
-a folder from a stranger cannot run code.
+A checkpoint file is read with ``weights_only=True``. torch's distributed checkpoints keep their table of contents, and
+every value that is not a tensor, as pickles, and read them with the full unpickler. Here both are read first by
+unpicklers that know a short list of harmless classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["require_harmless"]
+__all__ = ["load_plain", "require_harmless"]
 
 _HARMLESS = {
     "torch": None,  # dtypes and torch.Size, see _Contents
@@ -45,6 +45,36 @@ class _Contents(pickle.Unpickler):
         elif name in known:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} does not belong there")
+
+
+def load_plain(path: Path, map_location: Any = "cpu", mmap: bool = True) -> dict[str, Any]:
+    """Read a checkpoint file that holds tensors and plain values.
+
+    Args:
+        path: the file.
+        map_location: as in ``torch.load``.
+        mmap: leave tensors on the disk until they are used.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or names classes; such files may run code and are not read.
+    """
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values; such a file may run code and is not read"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+    return content
 
 
 def require_harmless(folder: Path) -> None:

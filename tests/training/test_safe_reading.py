@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint import save
 
 from lightning_gen.training.averages import read_weights
-from lightning_gen.training.safe_shards import require_harmless
+from lightning_gen.training.safe_reading import require_harmless
 
 
 class Bomb:

@@ -143,7 +143,7 @@ def unipc(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | Non
 
     Source: arXiv:2302.04867 algorithms 5 to 8 with B_2(h) = exp(h) - 1; rho of the predictor is 1/2 as in its appendix.
     """
-    spans = [_Span(now, after) for now, after in pairwise(_falling(times))]
+    spans = [_Span(start, end) for start, end in pairwise(_falling(times))]
     start, m_before, m = x, None, x
     for index, span in enumerate(spans):
         v = velocity(x, span.now).to(x.dtype)
@@ -198,7 +198,7 @@ def _log_ratio(t: float) -> float:
 
 def _falling(times: Tensor) -> list[float]:
     grid: list[float] = times.double().tolist()
-    fall = all(now > after for now, after in pairwise(grid))
+    fall = all(start > end for start, end in pairwise(grid))
     if len(grid) < 2 or not fall or grid[0] > 1 or grid[-1] < 0:
         shown = ", ".join(f"{t:g}" for t in grid[:4])
         raise ValueError(

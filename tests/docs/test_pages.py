@@ -43,7 +43,7 @@ def test_commands(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_python_blocks_parse(page: Path) -> None:
     for block in python_blocks(page.read_text(encoding="utf-8")):
-        ast.parse(block)
+        assert ast.parse(block).body, "an empty block"
 
 
 def test_navigation_lists_every_page() -> None:

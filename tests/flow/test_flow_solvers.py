@@ -129,7 +129,8 @@ def curved(x: Tensor, t: float) -> Tensor:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("field", [gaussian_velocity, curved])
 def test_unipc_equals_diffusers(steps: int, shift: float, field: Callable[[Tensor, float], Tensor]) -> None:
-    schedulers = pytest.importorskip("diffusers.schedulers")
+    from diffusers import schedulers
+
     scheduler = schedulers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, solver_order=2, solver_type="bh2"
     )
@@ -143,7 +144,8 @@ def test_unipc_equals_diffusers(steps: int, shift: float, field: Callable[[Tenso
 
 
 def test_unipc_equals_diffusers_on_its_own_grid_from_pure_noise() -> None:
-    schedulers = pytest.importorskip("diffusers.schedulers")
+    from diffusers import schedulers
+
     scheduler = schedulers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     scheduler.set_timesteps(20)
     x = torch.randn(2, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -156,7 +158,8 @@ def test_unipc_equals_diffusers_on_its_own_grid_from_pure_noise() -> None:
 
 
 def test_euler_and_heun_equal_diffusers() -> None:
-    schedulers = pytest.importorskip("diffusers.schedulers")
+    from diffusers import schedulers
+
     x = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
     first = schedulers.FlowMatchEulerDiscreteScheduler()
     first.set_timesteps(10)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.nn import windowed
-from lightning_gen.nn.attention import FlexAttention, PaddedAttention, plan_attention
+from lightning_gen.nn.attention import FlexAttention, PaddedAttention, VarlenAttention, plan_attention
 from lightning_gen.nn.packed import BucketedAttention, length_buckets
 from lightning_gen.nn.sdpa import dot_product_attention
 from lightning_gen.nn.tokens import Tokens, pack, patchify
@@ -76,6 +76,27 @@ def test_the_kernel_for_cuda_has_the_same_meaning(radius: int | None, packed: bo
     given = [x.detach() for x in projections(tokens)]
     out = FlexAttention(tokens, radius)(*given)
     torch.testing.assert_close(out[tokens.mask], dense(tokens, radius, *given)[tokens.mask], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [None, 25])
+def test_the_variable_length_kernel_gets_the_images_one_by_one(
+    length: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel itself runs on CUDA alone; here a loop over the segments it is handed stands for it."""
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has no variable-length kernel")
+
+    def by_segment(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, keys: Tensor, most: int, most_keys: int) -> Tensor:
+        assert torch.equal(ends, keys) and most == most_keys >= int(ends.diff().max())
+        assert most & (most - 1) == 0, "a bound that changes with every batch would compile blocks anew"
+        sizes = ends.diff().tolist()
+        parts = zip(*(torch.split(x, sizes) for x in (q, k, v)), strict=True)
+        return torch.cat([dot_product_attention(a[None], b[None], c[None])[0] for a, b, c in parts])
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_segment)
+    tokens = pack(batch(SIZES), length)
+    given = [x.detach() for x in projections(tokens)]
+    out = VarlenAttention(tokens)(*given)
+    torch.testing.assert_close(out[tokens.mask], dense(tokens, None, *given)[tokens.mask], atol=1e-12, rtol=0)
 
 
 def test_the_kernel_is_chosen_by_the_batch() -> None:

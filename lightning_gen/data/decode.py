@@ -50,9 +50,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, decoder: Decoder = "auto")
         raise ModuleNotFoundError("decoder: simplejpeg needs the package: pip install simplejpeg, or use decoder: pil")
     picture = _open(io.BytesIO(data), len(data), max_pixels)
     try:
-        if decoder != "pil" and picture.format == "JPEG" and picture.mode == "RGB" and _has_simplejpeg():
-            rgb = _simplejpeg(data)
-        else:
+        plain = decoder != "pil" and picture.format == "JPEG" and picture.mode == "RGB" and _has_simplejpeg()
+        rgb = _simplejpeg(data) if plain else None
+        if rgb is None:
             picture.load()
             rgb = to_rgb(picture)
     except SampleError:
@@ -203,11 +203,15 @@ def _has_simplejpeg() -> bool:
     return importlib.util.find_spec("simplejpeg") is not None
 
 
-def _simplejpeg(data: bytes) -> Image.Image:
+def _simplejpeg(data: bytes) -> Image.Image | None:
+    """The picture, or None where the data is not faultless.
+
+    Whether a faulty picture can be used is PIL's word alone, so that it does not depend on what is installed.
+    """
     import simplejpeg
     from PIL import Image
 
     try:
         return Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True))
-    except ValueError as error:
-        raise SampleError(f"the JPEG cannot be decoded: {error}") from None
+    except ValueError:
+        return None

@@ -240,3 +240,21 @@ def test_sixteen_bit_pgm_and_transparent_grey() -> None:
     values = np.array([[0, 0x1200, 0xFFFF]], dtype=">u2")
     grey = np.asarray(decode(b"P5 3 1 65535\n" + values.tobytes()))
     assert grey[0, :, 0].tolist() == [0, 0x12, 0xFF]
+
+
+def test_both_decoders_agree_on_damaged_jpegs() -> None:
+    pytest.importorskip("simplejpeg", reason="compares it with PIL")
+    good = encoded(picture(3, (96, 128)), "JPEG", quality=92)
+    outcomes = set()
+    for place in range(200, len(good) - 40, 53):
+        damaged = bytearray(good)
+        damaged[place] ^= 0xA5
+        found = []
+        for decoder in ("pil", "simplejpeg"):
+            try:
+                found.append(np.asarray(decode(bytes(damaged), decoder=decoder)).tobytes())
+            except SampleError:
+                found.append(b"")
+        assert found[0] == found[1], place
+        outcomes.add(found[0] == b"")
+    assert False in outcomes

@@ -6,7 +6,8 @@ Shape letters: B images of a rank's batch, L tokens in a row, D numbers per toke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,17 @@ from torch.nn import functional as F
 from lightning_gen.data.transforms import uint8_to_signed
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["Example", "ImageBatch", "collate_images", "patchify_pixels"]
+__all__ = [
+    "Batch",
+    "EditBatch",
+    "Example",
+    "ImageBatch",
+    "PreferenceBatch",
+    "PromptBatch",
+    "collate_images",
+    "patchify_pixels",
+    "stack_images",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +35,14 @@ class Example:
     """One decoded picture on its way into a batch.
 
     Attributes:
-        pixels: uint8, (h, w, 3), already inside the token budget.
+        pixels: uint8, (h, w, 3), already of the size it has in the batch.
         label: class, -1 = none.
         index: global sample index in the manifest.
         valid: False = it only fills an evaluation batch.
         original_size: height and width of the stored picture after its EXIF rotation.
         key: the sample's key.
+        caption: text, empty = none.
+        crop_top_left: row and column of the first pixel that is kept, in the resized picture.
     """
 
     pixels: Tensor
@@ -38,10 +51,42 @@ class Example:
     valid: bool
     original_size: tuple[int, int]
     key: str
+    caption: str = ""
+    crop_top_left: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageBatch:
+class Batch:
+    """What every batch can do."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Copy every tensor to a device.
+
+        Args:
+            device: where to.
+            non_blocking: overlap the copy with computation where the memory is pinned.
+
+        Returns:
+            The batch on that device.
+        """
+        return self._mapped(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy every tensor to page-locked memory.
+
+        Returns:
+            The batch in pinned host memory.
+        """
+        return self._mapped(lambda value: value.pin_memory())
+
+    def _mapped(self, copy: Callable[[Any], Any]) -> Self:
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved = {name: copy(part) for name, part in parts.items() if isinstance(part, Tensor | Tokens | Batch)}
+        return dataclasses.replace(self, **moved)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBatch(Batch):
     """Images with what is known about them.
 
     Attributes:
@@ -52,6 +97,10 @@ class ImageBatch:
         original_size: int64, (B, 2), height and width of the stored picture after its EXIF rotation.
         key: the samples' keys.
         epoch: number of the pass over the data, the epoch of every keyed draw made for this batch.
+        caption: the samples' texts, empty texts where there are none.
+        crop_top_left: int64, (B, 2), row and column of the first pixel that was kept, in the resized picture; None =
+            nothing was cut off after resizing. With ``original_size`` and ``target_size`` SDXL's micro-conditioning.
+        target_size: int64, (B, 2), height and width in the batch.
     """
 
     images: Tokens | Tensor
@@ -61,44 +110,84 @@ class ImageBatch:
     original_size: Tensor
     key: tuple[str, ...]
     epoch: int
+    caption: tuple[str, ...] = ()
+    crop_top_left: Tensor | None = None
+    target_size: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images B."""
         return self.index.shape[0]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
-        """Copy every tensor to a device.
 
-        Args:
-            device: where to.
-            non_blocking: overlap the copy with computation where the memory is pinned.
+@dataclasses.dataclass(frozen=True)
+class PreferenceBatch(Batch):
+    """Pairs of images of one prompt, the preferred one first.
 
-        Returns:
-            The batch on that device.
-        """
-        return dataclasses.replace(
-            self,
-            images=self.images.to(device, non_blocking=non_blocking),
-            label=self.label.to(device, non_blocking=non_blocking),
-            index=self.index.to(device, non_blocking=non_blocking),
-            valid=self.valid.to(device, non_blocking=non_blocking),
-            original_size=self.original_size.to(device, non_blocking=non_blocking),
-        )
+    Attributes:
+        winner: the preferred images; captions, keys and indices are those of the pair.
+        loser: the other ones, row for row.
+        preference: float32, (B,), how sure the preference is: 1 = certain, 0.5 = a tie, between them a share of votes.
+        gap: float32, (B,), capability gap of the two models, NaN = not known.
+        weight: float32, (B,), weight of the pair in a loss, 1 = plain.
+        models: names of the winner's and the loser's model, empty = not known.
+    """
 
-    def pin_memory(self) -> ImageBatch:
-        """Copy every tensor to page-locked memory.
+    winner: ImageBatch
+    loser: ImageBatch
+    preference: Tensor
+    gap: Tensor
+    weight: Tensor
+    models: tuple[tuple[str, str], ...]
 
-        Returns:
-            The batch in pinned host memory.
-        """
-        return dataclasses.replace(
-            self,
-            images=self.images.pin_memory(),
-            label=self.label.pin_memory(),
-            index=self.index.pin_memory(),
-            valid=self.valid.pin_memory(),
-            original_size=self.original_size.pin_memory(),
-        )
+    def __len__(self) -> int:
+        """Number of pairs B."""
+        return len(self.winner)
+
+
+@dataclasses.dataclass(frozen=True)
+class EditBatch(Batch):
+    """Pairs of images before and after an edit, cropped and mirrored alike.
+
+    Attributes:
+        source: before the edit; its captions are the instructions.
+        target: after it, row for row.
+        task: what kind of edit each pair shows, the unit in which seen and unseen edits are told apart.
+    """
+
+    source: ImageBatch
+    target: ImageBatch
+    task: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of pairs B."""
+        return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch(Batch):
+    """Prompts to generate images for, each k times.
+
+    Attributes:
+        prompt: the texts.
+        metadata: what stands beside each prompt in its file (GenEval's fields, a target text), as JSON text.
+        index: int64, (B,), number of the prompt in its file.
+        group: int64, (B,), rows of one group share their prompt; numbered inside the global batch.
+        member: int64, (B,), number of the row in its group, in [0, k).
+        valid: bool, (B,), False = only fills the batch.
+        epoch: number of the pass over the prompts.
+    """
+
+    prompt: tuple[str, ...]
+    metadata: tuple[str, ...]
+    index: Tensor
+    group: Tensor
+    member: Tensor
+    valid: Tensor
+    epoch: int
+
+    def __len__(self) -> int:
+        """Number of rows B."""
+        return len(self.prompt)
 
 
 def collate_images(examples: Sequence[Example], patch: int, length: int | None, epoch: int) -> ImageBatch:
@@ -113,14 +202,39 @@ def collate_images(examples: Sequence[Example], patch: int, length: int | None, 
     Returns:
         A batch of unpacked tokens, row i is example i.
     """
+    images = patchify_pixels([example.pixels for example in examples], patch, length)
+    return _image_batch(images, examples, epoch)
+
+
+def stack_images(examples: Sequence[Example], epoch: int) -> ImageBatch:
+    """Make one batch of pictures of one size.
+
+    Args:
+        examples: at least one.
+        epoch: pass number of the batch.
+
+    Returns:
+        A batch of float32 images, (B, 3, H, W), range [-1, 1].
+    """
+    pixels = torch.stack([example.pixels for example in examples]).permute(0, 3, 1, 2)
+    return _image_batch(uint8_to_signed(pixels).contiguous(), examples, epoch)
+
+
+def _image_batch(images: Tokens | Tensor, examples: Sequence[Example], epoch: int) -> ImageBatch:
+    def integers(values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64)
+
     return ImageBatch(
-        images=patchify_pixels([example.pixels for example in examples], patch, length),
-        label=torch.tensor([example.label for example in examples], dtype=torch.int64),
-        index=torch.tensor([example.index for example in examples], dtype=torch.int64),
+        images=images,
+        label=integers([example.label for example in examples]),
+        index=integers([example.index for example in examples]),
         valid=torch.tensor([example.valid for example in examples], dtype=torch.bool),
-        original_size=torch.tensor([example.original_size for example in examples], dtype=torch.int64),
+        original_size=integers([example.original_size for example in examples]),
         key=tuple(example.key for example in examples),
         epoch=epoch,
+        caption=tuple(example.caption for example in examples),
+        crop_top_left=integers([example.crop_top_left for example in examples]),
+        target_size=integers([example.pixels.shape[:2] for example in examples]),
     )
 
 

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_gen.data.dataset import ImageDataset, Stored
+from lightning_gen.data.dataset import SampleDataset
 from lightning_gen.data.decode import MAX_PIXELS, Decoder, picture_size
 from lightning_gen.data.loader import BatchFactory, EvaluationLoader, StartMethod
+from lightning_gen.data.native import NativeRecipe
 from lightning_gen.data.plan import EvaluationPlan
 from lightning_gen.data.quarantine import Quarantine, SampleError
+from lightning_gen.data.sources import Stored
 from lightning_gen.data.trainer_link import rank_and_world
 from lightning_gen.data.transforms import BudgetRule, token_count
 from lightning_gen.data.writing import list_pictures
@@ -65,7 +67,7 @@ class FolderSource:
             SampleError: it cannot be read any more.
         """
         try:
-            return Stored((self.folder / self.paths[index]).read_bytes(), -1)
+            return Stored((self.folder / self.paths[index]).read_bytes())
         except OSError as error:
             raise SampleError(f"the file cannot be read: {error.strerror or error}") from None
 
@@ -177,15 +179,8 @@ class FolderDataModule(pl.LightningDataModule):
             SampleError: a file is not a picture; the message names it.
         """
         source = FolderSource(self.pictures, self.max_pixels)
-        dataset = ImageDataset(
-            source,
-            self.patch_size,
-            seed=0,
-            rule=self.budget_rule,
-            decoder=self.decoder,
-            max_pixels=self.max_pixels,
-            strict=True,
-        )
+        recipe = NativeRecipe(self.patch_size, rule=self.budget_rule, decoder=self.decoder, max_pixels=self.max_pixels)
+        dataset = SampleDataset(source, recipe, seed=0, strict=True)
         self.teardown()
         self._factory = BatchFactory(
             dataset,

@@ -6,10 +6,9 @@ import logging
 import math
 from collections import Counter
 
-from lightning_gen.data.dataset import ShardSource
 from lightning_gen.data.modules import ShardDataModule
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.shards import IndexedShards
+from lightning_gen.data.sources import Source, Stored
 
 __all__ = ["ImageNetDataModule", "label_entropy"]
 
@@ -37,7 +36,7 @@ class ImageNetDataModule(ShardDataModule):
         manifest = self._manifest("train")
         if len(manifest.shards) <= self.block_shards:
             return  # All samples are mixed with each other, whatever their order.
-        found = label_entropy(ShardSource(IndexedShards(manifest, timeout=self.read_timeout), self.num_classes))
+        found = label_entropy(self._source(self._shards("train")))
         most = math.log(min(self.num_classes, 1000, manifest.total))
         if found < 0.5 * most:
             _log.warning(
@@ -51,7 +50,7 @@ class ImageNetDataModule(ShardDataModule):
             )
 
 
-def label_entropy(source: ShardSource, samples: int = 1000) -> float:
+def label_entropy(source: Source[Stored], samples: int = 1000) -> float:
     """How mixed the labels of the first samples are.
 
     H = - sum_c q_c log q_c, q_c = share of class c among the samples

@@ -1,8 +1,9 @@
-"""SHARD.idx: where every field of every sample of a tar lies, and how large its picture is.
+"""SHARD.idx: where every field of every sample of a tar lies, and how large its pictures are.
 
 Layout: the magic line, one line of JSON (fields, number of samples, size of the tar, length of the key block), then
-little-endian arrays without gaps: offsets int64 (S, F), sizes int64 (S, F) with -1 = no such field, heights uint32 (S),
-widths uint32 (S) with 0 = unknown, key ends int64 (S), and the keys one after another in UTF-8. S samples, F fields.
+little-endian arrays without gaps: offsets int64 (S, F), sizes int64 (S, F) with -1 = no such field, heights and widths
+uint32 (S, F) with 0 = unknown or not a picture, key ends int64 (S), and the keys one after another in UTF-8. S samples,
+F fields.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +24,9 @@ import numpy.typing as npt
 from lightning_gen.data.quarantine import ShardError
 from lightning_gen.data.tarfiles import split_name, walk
 
-__all__ = ["ShardIndex", "index_tar", "picture_field", "replace_file"]
+__all__ = ["PICTURE_FIELDS", "ShardIndex", "index_tar", "picture_field", "picture_fields", "replace_file"]
 
-_MAGIC = b"lg-wds idx 1\n"
+_MAGIC = b"lg-wds idx 2\n"
 PICTURE_FIELDS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm")
 
 
@@ -39,8 +40,8 @@ class ShardIndex:
         key_ends: int64, (S,), where each key ends in the block.
         offsets: int64, (S, F), first byte of a field.
         sizes: int64, (S, F), bytes of a field, -1 = the sample has no such field.
-        heights: uint32, (S,), height of the picture after its EXIF rotation, 0 = unknown.
-        widths: uint32, (S,), width likewise.
+        heights: uint32, (S, F), height of the picture after its EXIF rotation, 0 = unknown or not a picture.
+        widths: uint32, (S, F), width likewise.
         tar_bytes: size of the tar the index belongs to.
     """
 
@@ -80,6 +81,23 @@ class ShardIndex:
         offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
         return [(f, a, a + n) for f, a, n in zip(self.fields, offsets, sizes) if n >= 0]  # noqa: B905 (hot)
 
+    def shapes(self, stem: str = "") -> npt.NDArray[np.int64]:
+        """Sizes of one picture of every sample.
+
+        Args:
+            stem: which picture, see :func:`picture_field`.
+
+        Returns:
+            int64, (S, 2), height and width, 0 = unknown.
+        """
+        out = np.zeros((len(self), 2), np.int64)
+        lower = [field.lower() for field in self.fields]
+        for name in reversed(_names(stem)):
+            for column in (number for number, field in enumerate(lower) if field == name):
+                there = self.sizes[:, column] >= 0
+                out[there, 0], out[there, 1] = self.heights[there, column], self.widths[there, column]
+        return out
+
     def to_bytes(self) -> bytes:
         """The content of the .idx file.
 
@@ -118,7 +136,8 @@ class ShardIndex:
             end = data.index(b"\n", len(_MAGIC)) + 1
             head = json.loads(data[len(_MAGIC) : end])
             samples, fields = int(head["num_samples"]), tuple(head["fields"])
-            shapes = [("<i8", (samples, len(fields)))] * 2 + [("<u4", (samples,))] * 2 + [("<i8", (samples,))]
+            table = (samples, len(fields))
+            shapes = [("<i8", table)] * 2 + [("<u4", table)] * 2 + [("<i8", (samples,))]
             arrays = []
             for kind, shape in shapes:
                 count = int(np.prod(shape))
@@ -133,13 +152,16 @@ class ShardIndex:
 
     @classmethod
     def from_samples(
-        cls, samples: Mapping[str, Mapping[str, tuple[int, int]]], shapes: Mapping[str, tuple[int, int]], tar_bytes: int
+        cls,
+        samples: Mapping[str, Mapping[str, tuple[int, int]]],
+        shapes: Mapping[str, Mapping[str, tuple[int, int]]],
+        tar_bytes: int,
     ) -> ShardIndex:
         """Build an index from a table.
 
         Args:
             samples: key -> field -> (offset, size), in the order of the tar.
-            shapes: key -> (height, width) of the picture; keys may be missing.
+            shapes: key -> field -> (height, width) of a picture; keys and fields may be missing.
             tar_bytes: size of the tar.
 
         Returns:
@@ -147,28 +169,49 @@ class ShardIndex:
         """
         fields = tuple(sorted({field for places in samples.values() for field in places}))
         offsets = np.zeros((len(samples), len(fields)), np.int64)
-        sizes = np.full((len(samples), len(fields)), -1, np.int64)
-        for row, places in enumerate(samples.values()):
+        sizes = np.full_like(offsets, -1)
+        shape = np.zeros((*offsets.shape, 2), np.uint32)
+        for row, (key, places) in enumerate(samples.items()):
+            known = shapes.get(key, {})
             for column, field in enumerate(fields):
                 if field in places:
                     offsets[row, column], sizes[row, column] = places[field]
-        shape = np.array([shapes.get(key, (0, 0)) for key in samples], np.uint32).reshape(-1, 2)
+                if field in known:
+                    shape[row, column] = known[field]
         keys = [key.encode("utf-8") for key in samples]
         ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
-        return cls(fields, b"".join(keys), ends, offsets, sizes, shape[:, 0], shape[:, 1], tar_bytes)
+        return cls(fields, b"".join(keys), ends, offsets, sizes, shape[..., 0], shape[..., 1], tar_bytes)
 
 
-def picture_field(fields: Mapping[str, object]) -> str | None:
+def picture_field(fields: Mapping[str, object], stem: str = "") -> str | None:
     """Which field of a sample is its picture.
 
     Args:
         fields: the sample, or anything keyed by its field names.
+        stem: what stands before the ending where a sample has several pictures: ``0`` for ``0.jpg``, ``src`` for
+            ``src.png``; empty = the ending alone.
 
     Returns:
         The first of jpg, jpeg, png, webp, tif, tiff, bmp, gif, ppm that is there, in any case; None = no picture.
     """
     lower = {name.lower(): name for name in fields}
-    return next((lower[name] for name in PICTURE_FIELDS if name in lower), None)
+    return next((lower[name] for name in _names(stem) if name in lower), None)
+
+
+def picture_fields(fields: Iterable[str]) -> tuple[str, ...]:
+    """Which fields of a sample are pictures.
+
+    Args:
+        fields: the sample, or its field names.
+
+    Returns:
+        Those that end like a picture, in their order.
+    """
+    return tuple(name for name in fields if name.lower().rsplit(".", 1)[-1] in PICTURE_FIELDS)
+
+
+def _names(stem: str) -> list[str]:
+    return [f"{stem}.{ending}" if stem else ending for ending in PICTURE_FIELDS]
 
 
 def index_tar(path: str | os.PathLike[str], measure: Callable[[BinaryIO], tuple[int, int]] | None = None) -> ShardIndex:
@@ -209,16 +252,15 @@ def _measured(
     path: str | os.PathLike[str],
     samples: Mapping[str, Mapping[str, tuple[int, int]]],
     measure: Callable[[BinaryIO], tuple[int, int]],
-) -> dict[str, tuple[int, int]]:
+) -> dict[str, dict[str, tuple[int, int]]]:
     """Sizes of the pictures whose header can be read; the others stay unknown and are judged when they are used."""
-    shapes = {}
+    shapes = dict[str, dict[str, tuple[int, int]]]()
     with open(path, "rb") as file:
         for key, fields in samples.items():
-            field = picture_field(fields)
-            if field is None:
-                continue
-            with contextlib.suppress(ValueError), io.BufferedReader(_Part(file.fileno(), *fields[field])) as part:
-                shapes[key] = measure(part)
+            shapes[key] = {}
+            for field in picture_fields(fields):
+                with contextlib.suppress(ValueError), io.BufferedReader(_Part(file.fileno(), *fields[field])) as part:
+                    shapes[key][field] = measure(part)
     return shapes
 
 

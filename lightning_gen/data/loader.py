@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, cast
 
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_gen.data.batches import ImageBatch
-from lightning_gen.data.dataset import Collate, ImageDataset, Report, Request
-from lightning_gen.data.plan import EvaluationPlan, Plan, Step, rank_part
+from lightning_gen.data.dataset import Collate, Report, Request, SampleDataset
+from lightning_gen.data.order import Step
+from lightning_gen.data.plan import EvaluationPlan, Plan, rank_part
 from lightning_gen.data.quarantine import DataError, Quarantine
 from lightning_gen.data.resume import Position, resume
 
@@ -50,19 +50,13 @@ class _AnyPlan(Protocol):
     @property
     def steps(self) -> int: ...
 
-    @property
-    def tokens(self) -> int: ...
-
-    @property
-    def global_batch_size(self) -> int: ...
-
     def step(self, number: int) -> Step: ...
 
 
 class _Schedule:
     """The batch sampler: requests of one rank for the steps from ``start`` on. Kept while plans come and go."""
 
-    def __init__(self, dataset: ImageDataset, rank: int, world: int, pad_to: _Padding) -> None:
+    def __init__(self, dataset: SampleDataset[Any, Any, Any], rank: int, world: int, pad_to: _Padding) -> None:
         self.dataset, self.rank, self.world, self.pad_to = dataset, rank, world, pad_to
         self.plan: _AnyPlan | None = None
         self.start = 0
@@ -74,14 +68,14 @@ class _Schedule:
             yield self.requests(plan, number)
 
     def requests(self, plan: _AnyPlan, number: int) -> list[Request]:
-        step, tokens = plan.step(number), plan.tokens
-        length = None if self.pad_to == "rank" else tokens
+        step = plan.step(number)
+        length = None if self.pad_to == "rank" else step.tokens
         if self.pad_to == "longest":
             # Of the global batch, so that all ranks compute on one shape.
-            length = self.dataset.planned_tokens(step.index, step.epoch, tokens) or tokens
-        part = rank_part(plan.global_batch_size, self.rank, self.world)
+            length = self.dataset.planned_tokens(step.index, step.epoch, step.tokens) or step.tokens
+        part = rank_part(len(step.index), self.rank, self.world)
         places = zip(step.index[part].tolist(), step.valid[part].tolist(), strict=True)
-        return [Request(index, step.epoch, tokens, length, valid) for index, valid in places]
+        return [Request(index, step.epoch, step.tokens, length, valid, step.shape) for index, valid in places]
 
 
 class BatchFactory:
@@ -103,7 +97,7 @@ class BatchFactory:
 
     def __init__(
         self,
-        dataset: ImageDataset,
+        dataset: SampleDataset[Any, Any, Any],
         rank: int,
         world: int,
         quarantine: Quarantine,
@@ -121,7 +115,7 @@ class BatchFactory:
         self._loader: DataLoader[Any] | None = DataLoader(
             cast("Dataset[Any]", dataset),
             batch_sampler=cast(Any, self._schedule),
-            collate_fn=Collate(dataset.patch),
+            collate_fn=Collate(dataset.recipe),
             num_workers=num_workers,
             timeout=timeout if num_workers else 0,
             multiprocessing_context=start_method if num_workers else None,
@@ -130,7 +124,7 @@ class BatchFactory:
             prefetch_factor=prefetch_factor if num_workers else None,
         )
 
-    def batches(self, plan: _AnyPlan, start: int, name: str) -> Iterator[ImageBatch]:
+    def batches(self, plan: _AnyPlan, start: int, name: str) -> Iterator[Any]:
         """Batches of a plan from some step on. Only the newest of these iterators may be used.
 
         Args:
@@ -151,7 +145,7 @@ class BatchFactory:
         for number in range(start, plan.steps):
             began = time.perf_counter()
             try:
-                batch, report = cast("tuple[ImageBatch, Report]", next(iterator))
+                batch, report = cast("tuple[Any, Report]", next(iterator))
             except DataError as error:
                 raise DataError(_last_line(error)) from None
             except RuntimeError as error:
@@ -212,7 +206,7 @@ class PlanLoader:
         """Batches of the whole plan, the same for every rank, also when it is resumed in the middle."""
         return self.plan.steps - self.hidden
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Any]:
         """From where the loader was told to begin; an iteration after that begins at the start of the plan.
 
         Yields:
@@ -286,7 +280,7 @@ class EvaluationLoader:
         """Batches, the same for every rank."""
         return self.plan.steps
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Any]:
         """All batches from the beginning.
 
         Yields:

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_gen.data.modules import ShardDataModule
+from lightning_gen.data.planned import PlannedDataModule
 
 __all__ = ["DataReport"]
 
@@ -36,6 +36,6 @@ class DataReport(pl.Callback):
             batch_idx: number of the batch in its epoch.
         """
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, ShardDataModule) and (batch_idx + 1) % self.every == 0:
+        if isinstance(data, PlannedDataModule) and (batch_idx + 1) % self.every == 0:
             values = {f"data/{name}": value for name, value in data.counters().items()}
             pl_module.log_dict(values, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum", batch_size=1)

@@ -11,12 +11,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_gen.data.plan import Plan, Planner
+from lightning_gen.data.plan import Origin, Plan, Planner
 from lightning_gen.data.quarantine import DataError
 
 __all__ = ["Position", "resume"]
 
-_VERSION = 1
+_VERSION = 2
 _log = logging.getLogger(__name__)
 
 
@@ -31,13 +31,16 @@ class Position:
         global_batch: images per micro-batch.
         canonical_streams: C.
         first_step: optimiser steps before this plan.
-        origin_plan: plan at which this curriculum took over, with ``origin_step`` its first optimiser step.
-        origin_step: see ``origin_plan``.
+        first_sample: samples before this plan, over all ranks.
+        origin_plan: plan at which this curriculum took over.
+        origin_step: optimiser steps before that plan.
+        origin_sample: samples before that plan.
         seed: the data seed.
         accumulate: micro-batches per optimiser step.
         passes: passes over the data per plan.
         block_shards: shards mixed with each other.
         excluded: sha256 of the list of samples left out, empty if there is none.
+        layout_hash: hash over mixture, buckets, smallest size and ladder of the plan's stage.
         manifest_sha256: the data set's fingerprint.
         plan_hash: hash over all that decides the order.
         version: of this record.
@@ -49,13 +52,16 @@ class Position:
     global_batch: int
     canonical_streams: int
     first_step: int
+    first_sample: int
     origin_plan: int
     origin_step: int
+    origin_sample: int
     seed: int
     accumulate: int
     passes: int
     block_shards: int
     excluded: str
+    layout_hash: str
     manifest_sha256: str
     plan_hash: str
     version: int = _VERSION
@@ -75,17 +81,20 @@ class Position:
         return cls(
             epoch=plan.number,
             step_in_epoch=step,
-            samples_seen_global=step * plan.global_batch_size,
+            samples_seen_global=plan.samples_before(step),
             global_batch=plan.global_batch_size,
             canonical_streams=planner.streams(plan.stage),
             first_step=plan.first_step,
-            origin_plan=planner.origin[0],
-            origin_step=planner.origin[1],
-            seed=planner.seed,
+            first_sample=plan.first_sample,
+            origin_plan=planner.origin.plan,
+            origin_step=planner.origin.step,
+            origin_sample=planner.origin.sample,
+            seed=planner.layout.seed,
             accumulate=planner.accumulate,
-            passes=planner.passes,
-            block_shards=planner.block_shards,
-            excluded=planner.excluded_hash,
+            passes=planner.layout.passes,
+            block_shards=planner.layout.block_shards,
+            excluded=planner.layout.excluded_hash,
+            layout_hash=planner.layout.hash(planner.stages[plan.stage]),
             manifest_sha256=planner.fingerprint,
             plan_hash=planner.hash,
         )
@@ -138,12 +147,17 @@ def resume(planner: Planner, position: Position) -> tuple[Planner, int]:
     Raises:
         DataError: other data, another seed or another way of mixing: the rest of the pass would not be the rest.
     """
+    origin = Origin(position.origin_plan, position.origin_step, position.origin_sample)
+    same = planner.continued(origin, planner.canonical_streams)
+    plan = same.plan(position.epoch)
+    layout, stage = planner.layout, planner.stages[plan.stage]
     fixed = {
         "the data set": (planner.fingerprint, position.manifest_sha256),
-        "seed": (planner.seed, position.seed),
-        "block_shards": (planner.block_shards, position.block_shards),
-        "passes": (planner.passes, position.passes),
-        "the quarantine list of samples left out": (planner.excluded_hash, position.excluded),
+        "seed": (layout.seed, position.seed),
+        "block_shards": (layout.block_shards, position.block_shards),
+        "passes": (layout.passes, position.passes),
+        "the quarantine list of samples left out": (layout.excluded_hash, position.excluded),
+        "the mixture, bucket_step, max_ratio, min_size or ladder": (layout.hash(stage), position.layout_hash),
     }
     for name, (now, then) in fixed.items():
         if now != then:
@@ -151,11 +165,8 @@ def resume(planner: Planner, position: Position) -> tuple[Planner, int]:
                 f"{name} is not that of the checkpoint ({now} now, {then} then), so the rest of epoch {position.epoch} "
                 "cannot be told. Set it back, or start from the weights alone (init_from instead of ckpt_path)"
             )
-    origin = (position.origin_plan, position.origin_step)
-    same = planner.continued(origin, planner.canonical_streams)
     if same.hash == position.plan_hash:
         return same, position.step_in_epoch
-    plan = same.plan(position.epoch)
     if (plan.first_step, plan.global_batch_size, same.accumulate, same.streams(plan.stage)) == (
         position.first_step,
         position.global_batch,
@@ -172,12 +183,13 @@ def _regrouped(planner: Planner, position: Position) -> tuple[Planner, int]:
     if any(stage.global_batch_size % position.canonical_streams for stage in planner.stages):
         streams = planner.canonical_streams
     taken = position.first_step + position.step_in_epoch // position.accumulate
-    first = planner.continued((position.epoch, taken), streams).plan(position.epoch)
-    step = position.samples_seen_global // first.global_batch_size
-    moved = planner.continued((position.epoch, taken - step // planner.accumulate), streams)
+    first = planner.continued(Origin(position.epoch, taken, position.first_sample), streams).plan(position.epoch)
+    step = first.step_at(position.samples_seen_global)
+    origin = Origin(position.epoch, taken - step // planner.accumulate, position.first_sample)
+    moved = planner.continued(origin, streams)
     plan = moved.plan(position.epoch)
     _check_reach(plan, step)
-    repeated = position.samples_seen_global - step * plan.global_batch_size
+    repeated = position.samples_seen_global - plan.samples_before(step)
     kept = "the same order" if streams == position.canonical_streams else "a new order, so some samples come twice"
     _log.warning(
         "the batch changed from %d x %d to %d x %d images in the middle of epoch %d: it goes on in %s at sample %d, "
@@ -188,7 +200,7 @@ def _regrouped(planner: Planner, position: Position) -> tuple[Planner, int]:
         plan.global_batch_size,
         position.epoch,
         kept,
-        step * plan.global_batch_size,
+        plan.samples_before(step),
         repeated,
     )
     return moved, step

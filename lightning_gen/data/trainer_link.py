@@ -15,7 +15,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_gen.data.loader import BatchFactory, PlanLoader
-from lightning_gen.data.plan import Planner
+from lightning_gen.data.plan import Origin, Planner
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.resume import Position, resume
 
@@ -79,7 +79,7 @@ class TrainerLink:
 
     def __init__(self) -> None:
         self._current: PlanLoader | None = None
-        self._origin: tuple[int, int] = (0, 0)
+        self._origin = Origin()
         self._streams: int | None = None
         self._shift = 0
         self._served_at = 0
@@ -143,7 +143,7 @@ class TrainerLink:
         self._restored = dict(state) if state else None
 
     def _continued(self, planner: Planner) -> Planner:
-        if self._origin == (0, 0) and self._streams is None:
+        if self._origin == Origin() and self._streams is None:
             return planner
         return planner.continued(self._origin, self._streams or planner.canonical_streams)
 
@@ -153,7 +153,7 @@ class TrainerLink:
         position = Position.from_state(state["position"])
         stored, step = position, _trusted_step(position.step_in_epoch, int(state["trainer_batches"]))
         if step != position.step_in_epoch:
-            seen = step * position.global_batch
+            seen = position.samples_seen_global - position.global_batch
             position = dataclasses.replace(position, step_in_epoch=step, samples_seen_global=seen)
         planner, step = resume(planner, position)
         self._origin, self._streams = planner.origin, planner.canonical_streams

@@ -22,13 +22,26 @@ class BudgetStage:
         tokens: token budget N of one image, >= 1.
         global_batch_size: images of one micro-batch over all ranks, >= 1.
         until_step: optimiser step at which the stage ends (exclusive), None = it lasts to the end of the run.
+        min_size: shortest side in pixels that a picture must have to be used in this stage, None = any.
+        ladder: token budgets that take turns from step to step; a step of budget n has
+            floor(tokens G / n / batch_multiple) batch_multiple images. Empty = ``tokens`` in every step.
+        batch_multiple: the batches of a ladder are multiples of this, for instance of the number of ranks.
 
-    Source: arXiv:2605.05331, training stages.
+    Source: arXiv:2605.05331, training stages; the ladder is that of timm's NaFlex loader.
     """
 
     tokens: int
     global_batch_size: int
     until_step: int | None = None
+    min_size: int | None = None
+    ladder: tuple[int, ...] = ()
+    batch_multiple: int = 1
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Images of a step of every rung of the ladder."""
+        budget = self.tokens * self.global_batch_size
+        return tuple(budget // n // self.batch_multiple * self.batch_multiple for n in self.ladder)
 
 
 def check_stages(stages: Sequence[BudgetStage]) -> tuple[BudgetStage, ...]:
@@ -49,6 +62,7 @@ def check_stages(stages: Sequence[BudgetStage]) -> tuple[BudgetStage, ...]:
     for number, stage in enumerate(stages):
         if stage.tokens < 1 or stage.global_batch_size < 1:
             raise ValueError(f"stage {number} needs tokens >= 1 and global_batch_size >= 1, got {stage}")
+        _check_ladder(number, stage)
         if number == len(stages) - 1:
             if stage.until_step is not None:
                 raise ValueError(
@@ -62,6 +76,16 @@ def check_stages(stages: Sequence[BudgetStage]) -> tuple[BudgetStage, ...]:
         else:
             start = stage.until_step
     return tuple(stages)
+
+
+def _check_ladder(number: int, stage: BudgetStage) -> None:
+    if stage.batch_multiple < 1 or min(stage.ladder, default=1) < 1 or (stage.min_size or 1) < 1:
+        raise ValueError(f"stage {number} needs min_size, ladder and batch_multiple of at least 1, got {stage}")
+    if not all(stage.batches):
+        raise ValueError(
+            f"stage {number}: tokens x global_batch_size = {stage.tokens * stage.global_batch_size} tokens do not hold "
+            f"{stage.batch_multiple} images of {max(stage.ladder)} tokens. Lower the ladder or batch_multiple"
+        )
 
 
 def stage_at(stages: Sequence[BudgetStage], step: int) -> int:

@@ -346,7 +346,7 @@ def test_an_index_that_lies_about_sizes_leads_to_a_replacement_not_to_a_longer_r
 
     manifest = shards(tmp_path, 18, 18)
     index = ShardIndex.from_bytes(manifest.idx_path(0).read_bytes())
-    lie = ShardIndex(**{**vars(index), "heights": np.full(18, 8, np.uint32), "widths": np.full(18, 8, np.uint32)})
+    lie = ShardIndex(**{**vars(index), "heights": np.full_like(index.heights, 8), "widths": np.full_like(index.widths, 8)})
     digest = replace_file(manifest.idx_path(0), lie.to_bytes())
     shard = Shard(**{**vars(manifest.shards[0]), "idx_sha256": digest})
     Manifest("train", tmp_path, (shard,)).write()

@@ -162,7 +162,7 @@ def test_the_command_line_understands_every_argument(tmp_path: Path) -> None:
     )
     module = parser.instantiate(config).data
     assert isinstance(module, ImageNetDataModule)
-    assert module.stages == (BudgetStage(64, 8, 5), BudgetStage(256, 2))
+    assert module.curriculum == (BudgetStage(64, 8, 5), BudgetStage(256, 2))
     assert (module.budget_rule, module.pad_to, module.start_method) == ("vitok_release", "longest", "spawn")
     assert parser.dump(config) == parser.dump(parser.parse_string(parser.dump(config)))
     with pytest.raises(SystemExit):

@@ -10,14 +10,18 @@ import sys
 import numpy as np
 import pytest
 
-from lightning_gen.data.plan import EvaluationPlan, Plan, Planner, canonical_order, rank_part
+from lightning_gen.data.layout import Layout
+from lightning_gen.data.order import canonical_order
+from lightning_gen.data.plan import EvaluationPlan, Plan, Planner, rank_part
 from lightning_gen.training.curriculum import BudgetStage, check_stages, stage_at
 
 UNEVEN = [int(n) for n in np.random.default_rng(0).integers(60, 140, 37)]
 
 
 def planner(counts: list[int] | None = None, batch: int = 64, **options: object) -> Planner:
-    return Planner(counts or UNEVEN, "data", 7, [BudgetStage(256, batch)], **options)  # type: ignore[arg-type]
+    of_planner = {name: options.pop(name) for name in ("accumulate", "canonical_streams") if name in options}
+    layout = Layout(counts or UNEVEN, 7, **options)  # type: ignore[arg-type]
+    return Planner(layout, "data", [BudgetStage(256, batch)], **of_planner)  # type: ignore[arg-type]
 
 
 def batches(plan: Plan) -> np.ndarray:
@@ -81,16 +85,17 @@ def test_order_changes_with_epoch_and_seed_and_only_with_them() -> None:
     first = batches(planner().plan(0))
     assert np.array_equal(first, batches(planner().plan(0)))
     assert not np.array_equal(first, batches(planner().plan(1)))
-    other = Planner(UNEVEN, "data", 8, [BudgetStage(256, 64)])
+    other = Planner(Layout(UNEVEN, 8), "data", [BudgetStage(256, 64)])
     assert not np.array_equal(first, batches(other.plan(0)))
-    assert np.array_equal(first, batches(Planner(UNEVEN, "data", 7, [BudgetStage(1024, 64)]).plan(0)))
+    assert np.array_equal(first, batches(Planner(Layout(UNEVEN, 7), "data", [BudgetStage(1024, 64)]).plan(0)))
 
 
 CODE = """
 import hashlib
+from lightning_gen.data.layout import Layout
 from lightning_gen.data.plan import Planner
 from lightning_gen.training.curriculum import BudgetStage
-p = Planner([50, 61, 72] * 9, "data", 7, [BudgetStage(256, 32)])
+p = Planner(Layout([50, 61, 72] * 9, 7), "data", [BudgetStage(256, 32)])
 steps = [p.plan(2).step(t).index for t in range(p.plan(2).steps)]
 print(p.hash, hashlib.sha256(b"".join(s.tobytes() for s in steps)).hexdigest())
 """
@@ -102,7 +107,7 @@ def test_the_same_in_another_process_under_any_hash_seed() -> None:
         env = {**os.environ, "PYTHONHASHSEED": seed}
         done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, check=True)
         answers.add(done.stdout)
-    made = Planner([50, 61, 72] * 9, "data", 7, [BudgetStage(256, 32)])
+    made = Planner(Layout([50, 61, 72] * 9, 7), "data", [BudgetStage(256, 32)])
     assert len(answers) == 1
     assert answers.pop().startswith(made.hash)
 
@@ -143,7 +148,7 @@ STAGES = [BudgetStage(64, 8, 7), BudgetStage(256, 4, 13), BudgetStage(1024, 2)]
 
 
 def test_plans_are_cut_at_the_boundary_of_a_stage() -> None:
-    made = Planner([26], "data", 0, STAGES)  # 3, 6 and 13 steps per pass
+    made = Planner(Layout([26], 0), "data", STAGES)  # 3, 6 and 13 steps per pass
     plans = [made.plan(k) for k in range(6)]
     assert [p.steps for p in plans] == [3, 3, 1, 6, 13, 13]
     assert [p.first_step for p in plans] == [0, 3, 6, 7, 13, 26]
@@ -156,7 +161,7 @@ def test_plans_are_cut_at_the_boundary_of_a_stage() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_every_optimiser_step_has_the_budget_of_its_stage(accumulate: int) -> None:
-    made = Planner([26], "data", 0, STAGES, accumulate=accumulate)
+    made = Planner(Layout([26], 0), "data", STAGES, accumulate=accumulate)
     step, number = 0, 0
     while step < 40:
         plan = made.plan(number)
@@ -169,7 +174,7 @@ def test_every_optimiser_step_has_the_budget_of_its_stage(accumulate: int) -> No
 
 
 def test_far_plans_need_no_walk_through_all_before() -> None:
-    made = Planner([1_281_167], "data", 0, [BudgetStage(256, 6144, 270_000), BudgetStage(1024, 1536)])
+    made = Planner(Layout([1_281_167], 0), "data", [BudgetStage(256, 6144, 270_000), BudgetStage(1024, 1536)])
     per_plan = 1_281_167 // 6144
     last = made.plan(math.ceil(270_000 / per_plan) - 1)
     assert last.first_step + last.steps == 270_000

@@ -1,0 +1,403 @@
+"""What all DataModules share: the order, the loader, the position, the bounds on bad samples.
+
+A DataModule says what its samples are (``_source``), what is made of them (``_recipe``) and which shapes they share;
+everything else is here. The classes are dataclasses so that a subclass adds arguments to those it inherits, and all of
+them stay visible on the command line.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from lightning_gen.data.buckets import AspectBuckets
+from lightning_gen.data.dataset import Pools, Recipe, SampleDataset
+from lightning_gen.data.decode import MAX_PIXELS, Decoder
+from lightning_gen.data.finding import find_manifest, missing_data
+from lightning_gen.data.joining import WeightedShards, join_manifests, weighted
+from lightning_gen.data.layout import Layout, MixedSet
+from lightning_gen.data.loader import BatchFactory, Counters, EvaluationLoader, PadTo, PlanLoader, StartMethod
+from lightning_gen.data.manifest import Manifest, verify_shards
+from lightning_gen.data.order import Indices
+from lightning_gen.data.plan import EvaluationPlan, Planner
+from lightning_gen.data.quarantine import DataError, Quarantine, ShardError, read_quarantine
+from lightning_gen.data.shards import IndexedShards
+from lightning_gen.data.sources import Source
+from lightning_gen.data.trainer_link import TrainerLink, rank_and_world
+from lightning_gen.training.curriculum import BudgetStage
+from lightning_gen.training.needs import DataNeeds
+
+__all__ = ["PlannedDataModule", "Split"]
+
+Split = Literal["train", "val", "predict"]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, repr=False)
+class PlannedDataModule(pl.LightningDataModule, abc.ABC):
+    """Samples of tar shards, in an order that any restart, world size or worker count keeps.
+
+    One epoch of the trainer is one plan (data/plan.py). Needs ``Trainer(reload_dataloaders_every_n_epochs=1)`` and,
+    with several processes, ``use_distributed_sampler=False``; the command line sets both.
+
+    Args:
+        train: training shards: a folder with manifest.json, a manifest, a timm folder (``FOLDER#SPLIT``), a pattern
+            ``name-{0000..0003}.tar|N``, a tar; or a list of ``{shards, weight, name}``, mixed by their weights.
+            None = no training.
+        val: validation shards, one of these places.
+        predict: shards to predict on, likewise; default those of ``val``.
+        val_batch_size: images per validation batch over all ranks; None = chosen by the module.
+        seed: decides the order and the augmentation; not the number of ranks or workers.
+        passes: passes over the data in one plan; raise it for tiny data sets.
+        block_shards: shards whose samples are mixed with each other.
+        canonical_streams: parallel streams the order is made of; default gcd(64, global batch).
+        num_workers: decoding processes per rank; 0 = in the training process.
+        start_method: how they are started; None = torch's default.
+        prefetch_factor: batches that every worker prepares ahead.
+        pin_memory: page-locked batches; None = where there is a GPU.
+        decoder: ``auto`` = simplejpeg if installed, else PIL (same pixels); ``pil``; ``simplejpeg``.
+        max_pixels: larger pictures are bad samples.
+        max_bad_fraction: fraction of bad samples at which training stops, in [0, 1].
+        max_bad_per_shard: bad samples in one shard at which training stops.
+        exclude: a quarantine.jsonl of an earlier run; its samples are left out.
+        verify: what is compared with the manifest before use: ``size`` of each tar when it is opened, or its ``sha256``
+            before training begins.
+        index_folder: where indices of foreign tars are kept; default beside them.
+        read_timeout: seconds one read may take.
+        worker_timeout: seconds to wait for a batch.
+    """
+
+    train: str | list[WeightedShards] | None = None
+    val: str | None = None
+    predict: str | None = None
+    _: KW_ONLY
+    val_batch_size: int | None = None
+    seed: int = 0
+    passes: int = 1
+    block_shards: int = 16
+    canonical_streams: int | None = None
+    num_workers: int = 0
+    start_method: StartMethod | None = None
+    prefetch_factor: int = 2
+    pin_memory: bool | None = None
+    decoder: Decoder = "auto"
+    max_pixels: int = MAX_PIXELS
+    max_bad_fraction: float = 1e-3
+    max_bad_per_shard: int = 16
+    exclude: str | None = None
+    verify: Literal["size", "sha256"] = "size"
+    index_folder: str | None = None
+    read_timeout: float = 120.0
+    worker_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._manifests: dict[str, Manifest] = {}
+        self._factories: dict[tuple[str, int, int], BatchFactory] = {}
+        self._link = TrainerLink()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("num_workers", "max_bad_per_shard"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("passes", "block_shards", "prefetch_factor", "max_pixels", "val_batch_size", "canonical_streams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {value}")
+
+    @property
+    @abc.abstractmethod
+    def curriculum(self) -> Sequence[BudgetStage]:
+        """Token budget (pixels, where pictures share a shape) and global batch of every stage of training."""
+
+    @property
+    def buckets(self) -> AspectBuckets | None:
+        """Shapes that training pictures are brought to, None = every picture keeps its own."""
+        return None
+
+    @abc.abstractmethod
+    def _source(self, shards: IndexedShards) -> Source[Any]:
+        """What the shards hold."""
+
+    @abc.abstractmethod
+    def _recipe(self, split: Split) -> Recipe[Any, Any, Any]:
+        """What is made of a sample."""
+
+    @abc.abstractmethod
+    def _evaluation(self, total: int, world: int) -> EvaluationPlan:
+        """How an evaluation is cut into batches."""
+
+    def _left_out(self, shards: IndexedShards) -> Indices:
+        """Training samples that are not wanted, by global index."""
+        del shards
+        return np.empty(0, np.int64)
+
+    @property
+    def _padding(self) -> PadTo:
+        return "budget"
+
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> DataNeeds:
+        """What the data will ask of the machine, for the preflight; nothing is opened but the manifests.
+
+        Args:
+            init_args: the constructor's arguments as they stand in the configuration.
+
+        Returns:
+            Tokens and images of the largest micro-batch, and what is missing on the disk.
+        """
+        stages = cls._planned_stages(init_args)
+        largest = max(stages, key=lambda stage: stage.tokens * stage.global_batch_size)
+        places: list[tuple[str, str | None]] = [(name, init_args.get(name)) for name in ("val", "predict")]
+        train = init_args.get("train")
+        places += [("train", train)] if isinstance(train, str) else [("train", s.shards) for s in weighted(train)]
+        missing = [line for name, where in places for line in missing_data(name, where)]
+        return DataNeeds(largest.tokens * largest.global_batch_size, largest.global_batch_size, tuple(missing))
+
+    @classmethod
+    @abc.abstractmethod
+    def _planned_stages(cls, init_args: Mapping[str, Any]) -> Sequence[BudgetStage]:
+        """The curriculum as it follows from arguments that were not checked yet."""
+
+    def prepare_data(self) -> None:
+        """Index foreign tars and, if asked for, verify hashes: once per node.
+
+        Raises:
+            ShardError: shards are missing, damaged or differ from the manifest.
+        """
+        for where in self._places():
+            manifest = find_manifest(where, self.index_folder, progress=True)
+            if self.verify == "sha256":
+                problems = verify_shards(manifest, hashes=True)
+                if problems:
+                    raise ShardError("; ".join(problems[:8]) + ". Fetch them again")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifests.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; the manifests are read for all of them.
+        """
+        if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0 == self.trainer.current_epoch:
+            self._link = TrainerLink()
+        if self.train is not None and "train" not in self._manifests:
+            sets = weighted(self.train)
+            found = [find_manifest(part.shards, self.index_folder) for part in sets]
+            self._manifests["train"] = join_manifests(found, [part.name for part in sets])
+        for name in ("val", "predict"):
+            where = getattr(self, name)
+            if where is not None and name not in self._manifests:
+                self._manifests[name] = find_manifest(where, self.index_folder)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Stop the workers.
+
+        Args:
+            stage: not used.
+        """
+        del stage
+        for factory in self._factories.values():
+            factory.close()
+        self._factories.clear()
+
+    def planner(self, accumulate: int = 1) -> Planner:
+        """What decides the order of training.
+
+        Args:
+            accumulate: micro-batches per optimiser step.
+
+        Returns:
+            The planner of the configured curriculum.
+        """
+        return Planner(
+            self._layout,
+            self._manifest("train").fingerprint,
+            self.curriculum,
+            accumulate=accumulate,
+            canonical_streams=self.canonical_streams,
+        )
+
+    def train_loader(self, plan: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1) -> PlanLoader:
+        """Training batches without a trainer.
+
+        Args:
+            plan: its number.
+            rank: this rank.
+            world: number of ranks.
+            accumulate: micro-batches per optimiser step.
+
+        Returns:
+            The loader of that plan.
+        """
+        return PlanLoader(self.planner(accumulate).plan(plan), self._factory("train", rank, world))
+
+    def evaluation_loader(
+        self, split: Literal["val", "predict"] = "val", rank: int = 0, world: int = 1
+    ) -> EvaluationLoader:
+        """Evaluation batches without a trainer; every sample is valid once over all ranks.
+
+        Args:
+            split: which shards.
+            rank: this rank.
+            world: number of ranks.
+
+        Returns:
+            The loader.
+        """
+        split = "val" if split == "predict" and self.predict is None else split
+        plan = self._evaluation(self._manifest(split).total, world)
+        return EvaluationLoader(plan, self._factory(split, rank, world))
+
+    def train_dataloader(self) -> PlanLoader:
+        """The plan of the trainer's current epoch, from where the checkpoint left it.
+
+        Returns:
+            The loader.
+
+        Raises:
+            ValueError: the trainer is configured in a way that would break the plan.
+            DataError: the checkpoint's position does not belong to this data or curriculum.
+        """
+        rank, world = rank_and_world(self.trainer)
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        return self._link.loader(self.trainer, self.planner(accumulate), self._factory("train", rank, world))
+
+    def val_dataloader(self) -> EvaluationLoader | list[Any]:
+        """Validation batches.
+
+        Returns:
+            The loader, or an empty list where there is no validation data.
+        """
+        return self.evaluation_loader("val", *rank_and_world(self.trainer)) if self.val is not None else []
+
+    def test_dataloader(self) -> EvaluationLoader | list[Any]:
+        """The validation batches.
+
+        Returns:
+            The same as :meth:`val_dataloader`.
+        """
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Batches to predict on: those of ``predict``, else of ``val``.
+
+        Returns:
+            The loader.
+        """
+        return self.evaluation_loader("predict", *rank_and_world(self.trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the training data, once more beside the loader's own.
+
+        Returns:
+            Plain numbers and strings.
+        """
+        return self._link.state_dict(self.trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember the position for the next training loader.
+
+        Args:
+            state_dict: from the checkpoint.
+        """
+        self._link.load_state_dict(state_dict)
+
+    def counters(self) -> dict[str, float]:
+        """What this rank's training loader has met so far.
+
+        Returns:
+            ``bad``, ``retried``, ``bytes`` and ``wait_seconds``.
+        """
+        totals, bad = Counters(), 0
+        for (split, _, _), factory in self._factories.items():
+            if split == "train":
+                totals, bad = factory.counters, factory.quarantine.bad
+        return {
+            "bad": float(bad),
+            "retried": float(totals.retried),
+            "bytes": float(totals.bytes_read),
+            "wait_seconds": totals.wait_seconds,
+        }
+
+    def _places(self) -> list[str]:
+        train = [part.shards for part in weighted(self.train)]
+        return [*train, *(where for where in (self.val, self.predict) if where is not None)]
+
+    def _manifest(self, split: str) -> Manifest:
+        if split not in self._manifests:
+            if getattr(self, split) is None:
+                raise DataError(f"data.{split} is not set: name the shards to use")
+            self.setup()
+        return self._manifests[split]
+
+    def _shards(self, split: str) -> IndexedShards:
+        return IndexedShards(self._manifest(split), timeout=self.read_timeout)
+
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        manifest, sets = self._manifest("train"), weighted(self.train)
+        shards = self._shards("train")
+        source = self._source(shards)
+        sizes = [sum(shard.set == part.name for shard in manifest.shards) for part in sets]
+        return Layout(
+            [shard.num_samples for shard in manifest.shards],
+            self.seed,
+            self.block_shards,
+            self.passes,
+            np.union1d(self._quarantined(shards), self._left_out(shards)),
+            [MixedSet(n, part.weight) for n, part in zip(sizes, sets, strict=True)] if len(sets) > 1 else (),
+            self.buckets,
+            lambda: source.sizes(np.arange(manifest.total, dtype=np.int64)),
+        )
+
+    def _quarantined(self, shards: IndexedShards) -> Indices:
+        if self.exclude is None:
+            return np.empty(0, np.int64)
+        wanted, found, first = read_quarantine(self.exclude), list[int](), 0
+        for number, shard in enumerate(shards.manifest.shards):
+            keys = {key for name, key in wanted if name == shard.name}
+            if keys:
+                table = shards.index(number)
+                found += [first + row for row in range(len(table)) if "" in keys or table.key(row) in keys]
+            first += shard.num_samples
+        return np.asarray(found, np.int64)
+
+    def _pools(self) -> Pools | None:
+        allowed = self._layout.allowed(max((stage.min_size or 0 for stage in self.curriculum), default=0))
+        group = self._layout.groups()
+        return None if group is None and allowed.all() else Pools(group, allowed)
+
+    def _factory(self, split: Split, rank: int, world: int) -> BatchFactory:
+        if (split, rank, world) not in self._factories:
+            pin = self.pin_memory if self.pin_memory is not None else torch.cuda.is_available()
+            pools = self._pools() if split == "train" else None
+            dataset = SampleDataset(self._source(self._shards(split)), self._recipe(split), self.seed, pools=pools)
+            self._factories[split, rank, world] = BatchFactory(
+                dataset,
+                rank,
+                world,
+                Quarantine(len(dataset), self.max_bad_fraction, self.max_bad_per_shard, self._list(split, rank)),
+                pad_to=self._padding,
+                num_workers=self.num_workers,
+                timeout=self.worker_timeout,
+                start_method=self.start_method,
+                pin_memory=pin,
+                prefetch_factor=self.prefetch_factor,
+            )
+        return self._factories[split, rank, world]
+
+    def _list(self, split: str, rank: int) -> Path | None:
+        if self.trainer is None:
+            return None
+        middle = ("" if split == "train" else f".{split}") + (f".rank{rank}" if rank else "")
+        return Path(self.trainer.default_root_dir) / f"quarantine{middle}.jsonl"

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gen.data.index import replace_file
+from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import ShardError
+from lightning_gen.data.remote import RemoteError, RemoteOptions
+from lightning_gen.data.remote_urls import base_name, check_listed, is_remote, join_location, parent_of, shown
 
 __all__ = ["Manifest", "Shard", "verify_shards"]
 
 _KIND, _VERSION = "lg-wds", 1
+_LARGEST_LIST = 1 << 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +32,16 @@ class Shard:
     """One tar of a data set.
 
     Attributes:
-        url: path of the tar, relative to the manifest's folder (absolute in a cached index of a foreign set).
+        url: where the tar is: relative to the manifest's folder, absolute (in the index of a foreign set), or a URL.
         num_samples: samples in it.
         bytes: size of the tar.
         idx: path of its .idx, written like ``url``.
         idx_sha256: hash of the .idx; it covers keys, offsets and sizes.
         sha256: hash of the tar, empty where the tar was never read in full.
         md5: hash that wids wants, empty likewise.
+        set: name of the data set inside a mixture, empty = the manifest has one set.
+        alternates: further locations of a remote tar, written like ``url``; they are tried in order where it cannot be
+            read.
     """
 
     url: str
@@ -44,11 +51,13 @@ class Shard:
     idx_sha256: str
     sha256: str = ""
     md5: str = ""
+    set: str = ""
+    alternates: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Base name of the tar, used in messages and in quarantine.jsonl."""
-        return Path(self.url).name
+        """Base name of the tar, behind the name of its set if there are several: for messages and quarantine.jsonl."""
+        return f"{self.set}/{base_name(self.url)}" if self.set else base_name(self.url)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Manifest:
         shards: the tars.
         schema: field -> what it holds, for people.
         source: where the data came from, for people.
+        base: URL of the folder of a remote manifest; empty = ``folder``.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     schema: Mapping[str, str] = dataclasses.field(default_factory=dict)
     source: str = ""
+    base: str = ""
 
     @property
     def total(self) -> int:
@@ -80,6 +91,45 @@ class Manifest:
         rows = [(shard.name, shard.num_samples, shard.bytes, shard.idx_sha256) for shard in self.shards]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
+    @functools.cached_property
+    def has_remote(self) -> bool:
+        """Whether a tar or an index lies anywhere but on this machine, so that reading needs a cache."""
+        return bool(self.base) or any(is_remote(shard.url) or is_remote(shard.idx) for shard in self.shards)
+
+    def tar_location(self, shard: int) -> str:
+        """Where a tar is.
+
+        Args:
+            shard: its number.
+
+        Returns:
+            A local path or a URL.
+        """
+        return self._location(self.shards[shard].url)
+
+    def tar_locations(self, shard: int) -> tuple[str, ...]:
+        """Everywhere a tar is.
+
+        Args:
+            shard: its number.
+
+        Returns:
+            Its location and its alternates, in the order in which they are tried.
+        """
+        record = self.shards[shard]
+        return tuple(self._location(name) for name in (record.url, *record.alternates))
+
+    def idx_location(self, shard: int) -> str:
+        """Where an index is.
+
+        Args:
+            shard: number of its tar.
+
+        Returns:
+            A local path or a URL.
+        """
+        return self._location(self.shards[shard].idx)
+
     def tar_path(self, shard: int) -> Path:
         """Local path of a tar.
 
@@ -88,8 +138,11 @@ class Manifest:
 
         Returns:
             The path.
+
+        Raises:
+            ShardError: the tar is remote.
         """
-        return self.folder / self.shards[shard].url
+        return _local(self.tar_location(shard))
 
     def idx_path(self, shard: int) -> Path:
         """Local path of an index.
@@ -99,8 +152,16 @@ class Manifest:
 
         Returns:
             The path.
+
+        Raises:
+            ShardError: the index is remote.
         """
-        return self.folder / self.shards[shard].idx
+        return _local(self.idx_location(shard))
+
+    def _location(self, name: str) -> str:
+        if self.base:
+            return join_location(self.base, name)
+        return name if is_remote(name) else str(self.folder / name)
 
     def write(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write manifest.json, and timm's _info.json beside it, each in one step.
@@ -120,7 +181,12 @@ class Manifest:
     def _own(self) -> dict[str, Any]:
         from lightning_gen import __version__
 
-        rows = [dataclasses.asdict(shard) for shard in self.shards]
+        # What is not used is not written, so that older versions can read what they could always read.
+        optional = ("set", "alternates")
+        rows = [
+            {name: value for name, value in dataclasses.asdict(shard).items() if value or name not in optional}
+            for shard in self.shards
+        ]
         return {
             "kind": _KIND,
             "version": _VERSION,
@@ -146,21 +212,24 @@ class Manifest:
         return {"__kind__": "wids-shard-index-v1", "wids_version": 1, "shardlist": rows}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+    def load(cls, path: str | os.PathLike[str], options: RemoteOptions | None = None) -> Manifest:
         """Read a manifest.json.
 
         Args:
-            path: the file.
+            path: the file, or its URL.
+            options: limits of the network.
 
         Returns:
             The manifest; the shards themselves are not touched.
 
         Raises:
-            ShardError: the file is missing, not a manifest of this version, or names a shard outside the local disk.
+            ShardError: the file cannot be read, is not a manifest of this version, or names what a manifest must not
+                name.
         """
-        path = Path(path)
+        where = os.fspath(path)
+        path = shown(where) if is_remote(where) else Path(where)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(_content(where, options))
         except OSError as error:
             raise ShardError(f"manifest {path} cannot be read: {error.strerror or error}") from None
         except ValueError as error:
@@ -170,47 +239,75 @@ class Manifest:
                 f"{path} is not an {_KIND} manifest of version {_VERSION}: write it again with this version"
             )
         try:
-            shards = tuple(Shard(**row) for row in data["shards"])
-            found = cls(data["name"], path.parent, shards, data["schema"], data["source"])
-        except (KeyError, TypeError) as error:
+            shards = tuple(Shard(**{**row, "alternates": tuple(row.get("alternates", ()))}) for row in data["shards"])
+            place = (Path(), parent_of(where)) if is_remote(where) else (Path(where).parent, "")
+            found = cls(data["name"], place[0], shards, data["schema"], data["source"], place[1])
+        except (KeyError, TypeError, AttributeError) as error:
             raise ShardError(f"manifest {path} lacks something ({error}): write it again") from None
-        for shard in shards:
-            _check_local(shard.url, path)
-            _check_local(shard.idx, path)
+        for name in (name for shard in shards for name in (shard.url, shard.idx, *shard.alternates)):
+            check_listed(name, where)
         if found.fingerprint != data["fingerprint"]:
             raise ShardError(f"manifest {path} was changed by hand (its fingerprint differs): write it again")
         return found
 
 
-def _check_local(url: str, manifest: Path) -> None:
-    if "://" in url or url.startswith("pipe:"):
-        raise ShardError(f"manifest {manifest} names the remote shard {url}: copy the shards to a local disk first")
-    if ".." in Path(url).parts:
-        raise ShardError(f"manifest {manifest} names the shard {url}, which climbs out of its folder: do not use it")
+def _content(where: str, options: RemoteOptions | None) -> bytes:
+    if is_remote(where):
+        return UrlOpener(options).read_all(where, _LARGEST_LIST)
+    return Path(where).read_bytes()
 
 
-def verify_shards(manifest: Manifest, hashes: bool = False) -> list[str]:
-    """Compare the files on disk with the manifest.
+def _local(location: str) -> Path:
+    if is_remote(location):
+        raise ShardError(f"{shown(location)} is remote: read it through a cache (cache=ShardCache(folder, max_bytes))")
+    return Path(location)
+
+
+def verify_shards(manifest: Manifest, hashes: bool = False, options: RemoteOptions | None = None) -> list[str]:
+    """Compare the files with the manifest.
 
     Args:
         manifest: what should be there.
-        hashes: read every tar and compare its sha256, where the manifest has one; False = compare sizes.
+        hashes: read every local tar and compare its sha256, where the manifest has one; False = compare sizes. Of remote
+            tars the size is compared; their hash is when they enter a cache.
+        options: limits of the network.
 
     Returns:
         One sentence per shard that is missing or differs; empty = all is well.
     """
+    opener = UrlOpener(options)
     problems: list[str] = []
-    for number, shard in enumerate(manifest.shards):
-        path = manifest.tar_path(number)
-        if not path.is_file():
-            problems.append(f"shard {path} is missing")
-        elif path.stat().st_size != shard.bytes:
-            problems.append(f"shard {path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}")
-        elif hashes and shard.sha256 and _sha256(path) != shard.sha256:
-            problems.append(f"shard {path} has other content than the manifest says (sha256 differs)")
-        if not manifest.idx_path(number).is_file():
-            problems.append(f"index {manifest.idx_path(number)} is missing")
+    for number in range(len(manifest.shards)):
+        if is_remote(manifest.tar_location(number)):
+            problems += _remote_problem(manifest, number, opener)
+        else:
+            problems += _local_problem(manifest, number, hashes)
+        idx = manifest.idx_location(number)
+        if not is_remote(idx) and not Path(idx).is_file():
+            problems.append(f"index {idx} is missing")
     return problems
+
+
+def _local_problem(manifest: Manifest, number: int, hashes: bool) -> list[str]:
+    shard, path = manifest.shards[number], manifest.tar_path(number)
+    if not path.is_file():
+        return [f"shard {path} is missing"]
+    if path.stat().st_size != shard.bytes:
+        return [f"shard {path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"]
+    if hashes and shard.sha256 and _sha256(path) != shard.sha256:
+        return [f"shard {path} has other content than the manifest says (sha256 differs)"]
+    return []
+
+
+def _remote_problem(manifest: Manifest, number: int, opener: UrlOpener) -> list[str]:
+    shard, url = manifest.shards[number], manifest.tar_location(number)
+    try:
+        size = opener.size(url)
+    except RemoteError as error:
+        return [str(error)]
+    if size not in (None, shard.bytes):
+        return [f"shard {shown(url)} has {size} bytes, the manifest says {shard.bytes}"]
+    return []
 
 
 def _sha256(path: Path) -> str:

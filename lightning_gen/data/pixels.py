@@ -1,0 +1,237 @@
+"""Pictures of one shape per batch: decoded, resized to cover the shape, cropped to it, mirrored now and then."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lightning_gen.data.batches import Example, ImageBatch, stack_images
+from lightning_gen.data.dataset import Draws, Place, Request
+from lightning_gen.data.decode import MAX_PIXELS, Decoder, decode
+from lightning_gen.data.sources import Stored
+from lightning_gen.data.transforms import resize_picture
+from lightning_gen.training.randomness import uniform
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["DRAWS", "Framed", "Framing", "PixelRecipe", "cover", "framed_example", "keyed_draws", "planned_shape"]
+
+DRAWS = 3
+"""Random numbers of one picture: where the crop begins (row, column), and whether it is mirrored."""
+
+
+def cover(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
+    """The smallest size of the picture's own ratio that covers a shape.
+
+    s = max(H' / H, W' / W), size = (max(H', round(s H)), max(W', round(s W)))
+
+    Args:
+        size: height H and width W of the picture.
+        shape: height H' and width W' to be covered.
+
+    Returns:
+        Height and width in pixels.
+    """
+    scale = max(shape[0] / size[0], shape[1] / size[1])
+    return max(shape[0], round(size[0] * scale)), max(shape[1], round(size[1] * scale))
+
+
+def keyed_draws(seed: int, purpose: str, epoch: int, index: Sequence[int], number: int) -> Draws:
+    """Random numbers of some samples.
+
+    Args:
+        seed: the run's seed.
+        purpose: what they are for.
+        epoch: number of the pass.
+        index: global sample indices, n of them.
+        number: how many each.
+
+    Returns:
+        float32, (n, number), range [0, 1).
+    """
+    return uniform(seed, purpose, epoch, torch.as_tensor(index, dtype=torch.int64), (number,)).numpy()
+
+
+class Framed(NamedTuple):
+    """A picture in its frame.
+
+    Attributes:
+        pixels: uint8, (h, w, 3).
+        original_size: height and width of the stored picture.
+        crop_top_left: row and column of the first pixel kept, in the resized (and mirrored) picture.
+    """
+
+    pixels: Tensor
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How a picture is brought to a shape.
+
+    Attributes:
+        random_crop: the crop lies anywhere; False = in the middle.
+        flip_probability: chance of a mirror image, in [0, 1].
+        decoder: see :func:`lightning_gen.data.decode.decode`.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        ValueError: a probability outside [0, 1].
+
+    Source: arXiv:2307.01952, section 2.2 (micro-conditioning values).
+    """
+
+    random_crop: bool = False
+    flip_probability: float = 0.0
+    decoder: Decoder = "auto"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.flip_probability <= 1:
+            raise ValueError(f"flip_probability lies in [0, 1], got {self.flip_probability}")
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Decode a picture.
+
+        Args:
+            data: encoded bytes.
+
+        Returns:
+            An upright picture, mode RGB.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        return decode(data, self.max_pixels, self.decoder)
+
+    def frame(self, picture: Image.Image, shape: tuple[int, int], draws: Draws | None) -> Framed:
+        """Resize a picture so that it covers a shape, and cut the shape out of it.
+
+        Args:
+            picture: mode RGB.
+            shape: height and width of the result.
+            draws: random numbers in [0, 1) for crop row, crop column and mirror image; None = nothing is random.
+
+        Returns:
+            The pixels and where they come from.
+        """
+        original = (picture.height, picture.width)
+        resized = resize_picture(picture, cover(original, shape))
+        room = resized.height - shape[0], resized.width - shape[1]
+        top, left = room[0] // 2, room[1] // 2
+        if self.random_crop and draws is not None:
+            top, left = int(draws[0] * (room[0] + 1)), int(draws[1] * (room[1] + 1))
+        flip = draws is not None and bool(draws[2] < self.flip_probability)
+        # The crop is placed in the mirrored picture, so that its corner means the same with and without a mirror.
+        first = room[1] - left if flip else left
+        pixels = np.asarray(resized)[top : top + shape[0], first : first + shape[1]]
+        pixels = pixels[:, ::-1] if flip else pixels
+        return Framed(torch.from_numpy(np.ascontiguousarray(pixels)), original, (top, left))
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelRecipe:
+    """Single pictures with a class or a caption.
+
+    Attributes:
+        framing: how they are brought to the shape of their batch.
+        training: crops and mirror images are random.
+    """
+
+    framing: Framing
+    training: bool
+
+    def draws(self, seed: int, epoch: int, index: Sequence[int]) -> Draws | None:
+        """Random numbers of crop and mirror image.
+
+        Args:
+            seed: the run's seed.
+            epoch: number of the pass.
+            index: global sample indices.
+
+        Returns:
+            (n, 3), None in an evaluation.
+        """
+        return keyed_draws(seed, "frame", epoch, index, DRAWS) if self.training else None
+
+    def example(self, stored: Stored, place: Place) -> Example:
+        """Decode a picture and bring it to its shape.
+
+        Args:
+            stored: the picture.
+            place: where it stands.
+
+        Returns:
+            The example.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        picture = self.framing.decode(stored.picture)
+        return framed_example(self.framing.frame(picture, planned_shape(place), place.draws), place, stored)
+
+    def collate(self, examples: Sequence[Example], request: Request) -> ImageBatch:
+        """Stack the pictures.
+
+        Args:
+            examples: of one rank's batch.
+            request: one of the batch's.
+
+        Returns:
+            The batch.
+        """
+        return stack_images(examples, request.epoch)
+
+    def planned_tokens(self, sizes: npt.NDArray[np.int64], draws: Draws | None, tokens: int) -> None:
+        """Not a matter here: the plan says the shape.
+
+        Args:
+            sizes: not used.
+            draws: not used.
+            tokens: not used.
+        """
+        del sizes, draws, tokens
+
+
+def planned_shape(place: Place) -> tuple[int, int]:
+    """The shape that the plan wants at a place.
+
+    Args:
+        place: of the example.
+
+    Returns:
+        Height and width.
+    """
+    assert place.request.shape is not None, "the plan of this recipe names a shape for every step"
+    return place.request.shape
+
+
+def framed_example(framed: Framed, place: Place, stored: Stored) -> Example:
+    """Put a framed picture and what is known about it together.
+
+    Args:
+        framed: the picture.
+        place: where it stands.
+        stored: where label and caption come from.
+
+    Returns:
+        The example.
+    """
+    return Example(
+        framed.pixels,
+        stored.label,
+        place.index,
+        place.valid,
+        framed.original_size,
+        place.key,
+        stored.caption,
+        framed.crop_top_left,
+    )

@@ -11,9 +11,18 @@ from ._lazy import attach
 if TYPE_CHECKING:
     from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
     from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
+    from .data.edits import EditPairsDataModule as EditPairsDataModule
     from .data.folder import FolderDataModule as FolderDataModule
+    from .data.image_folder import ImageFolderDataModule as ImageFolderDataModule
     from .data.imagenet import ImageNetDataModule as ImageNetDataModule
+    from .data.images import ImageDataModule as ImageDataModule
+    from .data.images import MixtureDataModule as MixtureDataModule
+    from .data.images import TextImageDataModule as TextImageDataModule
     from .data.modules import ShardDataModule as ShardDataModule
+    from .data.preferences import HPDv3DataModule as HPDv3DataModule
+    from .data.preferences import PickAPicDataModule as PickAPicDataModule
+    from .data.preferences import PreferenceDataModule as PreferenceDataModule
+    from .data.prompts import PromptDataModule as PromptDataModule
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
     from .training.callbacks.sample_grid import SampleGrid as SampleGrid
     from .training.callbacks.throughput import Throughput as Throughput
@@ -25,12 +34,21 @@ __version__ = "0.1.0"
 COMPONENTS: Final[dict[str, str]] = {
     "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
     "EMA": "lightning_gen.training.ema",
+    "EditPairsDataModule": "lightning_gen.data.edits",
     "FSDP2Strategy": "lightning_gen.training.strategies",
     "FolderDataModule": "lightning_gen.data.folder",
+    "HPDv3DataModule": "lightning_gen.data.preferences",
+    "ImageDataModule": "lightning_gen.data.images",
+    "ImageFolderDataModule": "lightning_gen.data.image_folder",
     "ImageNetDataModule": "lightning_gen.data.imagenet",
+    "MixtureDataModule": "lightning_gen.data.images",
+    "PickAPicDataModule": "lightning_gen.data.preferences",
+    "PreferenceDataModule": "lightning_gen.data.preferences",
+    "PromptDataModule": "lightning_gen.data.prompts",
     "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
     "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
     "ShardDataModule": "lightning_gen.data.modules",
+    "TextImageDataModule": "lightning_gen.data.images",
     "Throughput": "lightning_gen.training.callbacks.throughput",
     "ViTokV2": "lightning_gen.autoencoders.vitok_v2.module",
 }

@@ -39,6 +39,7 @@ class Request:
         length: tokens the row is padded to, None = the longest of the rank's batch.
         valid: False = only fills an evaluation batch.
         shape: height and width that the picture is brought to, None = its own.
+        slot: its place in the step before rows were shuffled.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Request:
     length: int | None
     valid: bool
     shape: tuple[int, int] | None = None
+    slot: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import PictureFields, ShardSource, Source
 from lightning_gen.training.curriculum import BudgetStage
 
-__all__ = ["ImageDataModule", "PixelDataModule", "TextImageDataModule"]
+__all__ = ["ImageDataModule", "MixtureDataModule", "PixelDataModule", "TextImageDataModule"]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -102,3 +102,18 @@ class TextImageDataModule(PixelDataModule):
 
     def _recipe(self, split: Split) -> Recipe[Any, Any, Any]:
         return PixelRecipe(self._framing(split), split == "train")
+
+
+class MixtureDataModule(ImageDataModule):
+    """Several sets of pictures with weights: ``train`` is a list of ``{shards, weight, name}``.
+
+    Every batch (with buckets: every stretch of batches) holds the sets in the proportion of their weights, and each set
+    goes through its own passes. Any other DataModule takes such a list too; this one insists on it.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.train, str):
+            raise ValueError(
+                "data.train of a mixture is a list of {shards, weight, name}; for one set use ImageDataModule"
+            )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lightning_gen.data.buckets import AspectBuckets, BucketOrder
 from lightning_gen.data.mixture import BatchMixture, Passes, SampleMixture, Schedule
-from lightning_gen.data.order import Indices, LadderOrder, Order, PlainOrder
+from lightning_gen.data.order import Indices, LadderOrder, Order, PlainOrder, RepeatOrder
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.randomness import key_seed
 
@@ -49,6 +49,7 @@ class Layout:
         excluded: global sample indices that are left out (the quarantine list).
         sets: the sets of a mixture, empty = one set.
         buckets: shapes that pictures are brought to; None = every picture keeps its own.
+        repeats: k: every sample of a step comes k times (groups of rollouts); needs a single set of one shape.
         sizes: gives heights and widths of all samples, (N, 2), 0 = unknown; needed for buckets and ``min_size``.
 
     Raises:
@@ -62,11 +63,14 @@ class Layout:
     excluded: Indices | Sequence[int] = ()
     sets: Sequence[MixedSet] = ()
     buckets: AspectBuckets | None = None
+    repeats: int = 1
     sizes: Callable[[], Sizes] | None = None
 
     def __post_init__(self) -> None:
-        if min(self.block_shards, self.passes) < 1:
-            raise ValueError("block_shards and passes must be at least 1")
+        if min(self.block_shards, self.passes, self.repeats) < 1:
+            raise ValueError("block_shards, passes and repeats must be at least 1")
+        if self.repeats > 1 and (len(self.sets) > 1 or self._shapes > 1):
+            raise ValueError("groups of k repeats need a single set of one shape")
         if sum(part.shards for part in self.mixed) != len(self.counts) or min(part.shards for part in self.mixed) < 1:
             raise ValueError(f"the sets {list(self.sets)} do not make up the {len(self.counts)} shards")
         if not all(math.isfinite(part.weight) and part.weight > 0 for part in self.sets):
@@ -99,7 +103,7 @@ class Layout:
             A hash over mixture, buckets, smallest size and ladder.
         """
         buckets = dataclasses.astuple(self.buckets) if self.buckets is not None else None
-        return _sha256([self.mixed, buckets, stage.min_size, stage.ladder, stage.batch_multiple])
+        return _sha256([self.mixed, buckets, self.repeats, stage.min_size, stage.ladder, stage.batch_multiple])
 
     def schedule(self, stage: BudgetStage, streams: int) -> Schedule:
         """The micro-batches of a stage.
@@ -157,6 +161,12 @@ class Layout:
 
     def _order(self, stage: BudgetStage, shards: list[Indices], seed: int, streams: int) -> Order:
         size, tokens = stage.global_batch_size, stage.tokens
+        if self.repeats > 1:
+            if size % self.repeats or stage.ladder:
+                raise ValueError(f"the batch of {size} rows is not a whole number of groups of {self.repeats} repeats")
+            part = size // self.repeats
+            plain = PlainOrder(shards, seed, tokens, part, math.gcd(streams, part), self.block_shards, self._shape)
+            return RepeatOrder(plain, self.repeats, seed)
         if stage.ladder:
             return LadderOrder(shards, seed, stage.ladder, stage.batches, self.block_shards)
         if self.buckets is None or self._shapes == 1:

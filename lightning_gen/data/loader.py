@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, cast
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_gen.data.dataset import Collate, Report, Request, SampleDataset
@@ -74,8 +75,9 @@ class _Schedule:
             # Of the global batch, so that all ranks compute on one shape.
             length = self.dataset.planned_tokens(step.index, step.epoch, step.tokens) or step.tokens
         part = rank_part(len(step.index), self.rank, self.world)
-        places = zip(step.index[part].tolist(), step.valid[part].tolist(), strict=True)
-        return [Request(index, step.epoch, step.tokens, length, valid, step.shape) for index, valid in places]
+        slots = np.arange(len(step.index)) if step.slot is None else step.slot
+        places = zip(step.index[part].tolist(), step.valid[part].tolist(), slots[part].tolist(), strict=True)
+        return [Request(index, step.epoch, step.tokens, length, ok, step.shape, slot) for index, ok, slot in places]
 
 
 class BatchFactory:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Indices", "LadderOrder", "Order", "PlainOrder", "Step", "canonical_order", "generator"]
+__all__ = ["Indices", "LadderOrder", "Order", "PlainOrder", "RepeatOrder", "Step", "canonical_order", "generator"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -31,6 +31,8 @@ class Step:
         epoch: number of the pass over the data, or another number that makes the draws of this step its own.
         tokens: token budget of every image.
         shape: height and width that every picture is brought to, None = every picture keeps its own.
+        slot: int64, (G,), places in the step before its rows were shuffled; None = they were not. With samples that
+            come k times, slot // k is the group of a row and slot % k its number in the group.
     """
 
     index: Indices
@@ -38,6 +40,7 @@ class Step:
     epoch: int
     tokens: int
     shape: tuple[int, int] | None = None
+    slot: Indices | None = None
 
 
 class Order(Protocol):
@@ -164,6 +167,49 @@ class PlainOrder:
         """
         del epoch
         return number * self.global_batch
+
+
+class RepeatOrder:
+    """Every sample of a step comes k times; the rows of a step are shuffled, so that ranks share the groups.
+
+    Args:
+        order: gives steps of G / k samples.
+        repeats: k.
+        seed: the run's seed.
+
+    Source: arXiv:2505.05470, the group sampler of Flow-GRPO.
+    """
+
+    def __init__(self, order: Order, repeats: int, seed: int) -> None:
+        self._order, self.repeats, self._seed = order, repeats, seed
+        self.total, self.steps = order.total, order.steps
+
+    def step(self, epoch: int, number: int) -> Step:
+        """One step.
+
+        Args:
+            epoch: number of the pass.
+            number: t in [0, T).
+
+        Returns:
+            G rows.
+        """
+        step = self._order.step(epoch, number)
+        slot = generator(self._seed, epoch, 3, number).permutation(len(step.index) * self.repeats)
+        place = slot // self.repeats
+        return dataclasses.replace(step, index=step.index[place], valid=step.valid[place], slot=slot)
+
+    def samples_before(self, epoch: int, number: int) -> int:
+        """Rows of the first steps of a pass.
+
+        Args:
+            epoch: number of the pass.
+            number: steps t.
+
+        Returns:
+            t G.
+        """
+        return self._order.samples_before(epoch, number) * self.repeats
 
 
 class LadderOrder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from lightning_gen.training.randomness import uniform
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["DRAWS", "Framed", "Framing", "PixelRecipe", "cover", "framed_example", "keyed_draws", "planned_shape"]
+__all__ = ["DRAWS", "Framed", "Framing", "PixelRecipe", "ShapedRecipe", "cover"]
 
 DRAWS = 3
 """Random numbers of one picture: where the crop begins (row, column), and whether it is mirrored."""
@@ -41,22 +41,6 @@ def cover(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int]:
     """
     scale = max(shape[0] / size[0], shape[1] / size[1])
     return max(shape[0], round(size[0] * scale)), max(shape[1], round(size[1] * scale))
-
-
-def keyed_draws(seed: int, purpose: str, epoch: int, index: Sequence[int], number: int) -> Draws:
-    """Random numbers of some samples.
-
-    Args:
-        seed: the run's seed.
-        purpose: what they are for.
-        epoch: number of the pass.
-        index: global sample indices, n of them.
-        number: how many each.
-
-    Returns:
-        float32, (n, number), range [0, 1).
-    """
-    return uniform(seed, purpose, epoch, torch.as_tensor(index, dtype=torch.int64), (number,)).numpy()
 
 
 class Framed(NamedTuple):
@@ -134,23 +118,26 @@ class Framing:
         first = room[1] - left if flip else left
         pixels = np.asarray(resized)[top : top + shape[0], first : first + shape[1]]
         pixels = pixels[:, ::-1] if flip else pixels
-        return Framed(torch.from_numpy(np.ascontiguousarray(pixels)), original, (top, left))
+        return Framed(torch.from_numpy(np.array(pixels, order="C")), original, (top, left))
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelRecipe:
-    """Single pictures with a class or a caption.
+class ShapedRecipe:
+    """What the recipes for pictures of one shape have in common.
 
     Attributes:
-        framing: how they are brought to the shape of their batch.
+        framing: how a picture is brought to the shape of its batch.
         training: crops and mirror images are random.
     """
 
     framing: Framing
     training: bool
 
+    purpose: ClassVar[str] = "frame"
+    numbers: ClassVar[int] = DRAWS
+
     def draws(self, seed: int, epoch: int, index: Sequence[int]) -> Draws | None:
-        """Random numbers of crop and mirror image.
+        """Random numbers of crops and mirror images.
 
         Args:
             seed: the run's seed.
@@ -158,9 +145,64 @@ class PixelRecipe:
             index: global sample indices.
 
         Returns:
-            (n, 3), None in an evaluation.
+            (n, numbers), None in an evaluation.
         """
-        return keyed_draws(seed, "frame", epoch, index, DRAWS) if self.training else None
+        if not self.training:
+            return None
+        places = torch.as_tensor(index, dtype=torch.int64)
+        return uniform(seed, self.purpose, epoch, places, (self.numbers,)).numpy()
+
+    def planned_tokens(self, sizes: npt.NDArray[np.int64], draws: Draws | None, tokens: int) -> None:
+        """Not a matter here: the plan says the shape.
+
+        Args:
+            sizes: not used.
+            draws: not used.
+            tokens: not used.
+        """
+        del sizes, draws, tokens
+
+    def framed(self, data: bytes, place: Place, draws: Draws | None, label: int = -1, caption: str = "") -> Example:
+        """Decode a picture and bring it to the shape that is planned for it.
+
+        Args:
+            data: encoded bytes.
+            place: where it stands.
+            draws: its random numbers.
+            label: its class.
+            caption: its text.
+
+        Returns:
+            The example.
+
+        Raises:
+            SampleError: it cannot be used.
+        """
+        return self.shaped(self.framing.decode(data), place, draws, label, caption)
+
+    def shaped(
+        self, picture: Image.Image, place: Place, draws: Draws | None, label: int = -1, caption: str = ""
+    ) -> Example:
+        """Bring a decoded picture to the shape that is planned for it.
+
+        Args:
+            picture: mode RGB.
+            place: where it stands.
+            draws: its random numbers.
+            label: its class.
+            caption: its text.
+
+        Returns:
+            The example.
+        """
+        assert place.request.shape is not None, "the plan of this recipe names a shape for every step"
+        pixels, original, corner = self.framing.frame(picture, place.request.shape, draws)
+        return Example(pixels, label, place.index, place.valid, original, place.key, caption, corner)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelRecipe(ShapedRecipe):
+    """Single pictures with a class or a caption."""
 
     def example(self, stored: Stored, place: Place) -> Example:
         """Decode a picture and bring it to its shape.
@@ -175,8 +217,7 @@ class PixelRecipe:
         Raises:
             SampleError: it cannot be used.
         """
-        picture = self.framing.decode(stored.picture)
-        return framed_example(self.framing.frame(picture, planned_shape(place), place.draws), place, stored)
+        return self.framed(stored.picture, place, place.draws, stored.label, stored.caption)
 
     def collate(self, examples: Sequence[Example], request: Request) -> ImageBatch:
         """Stack the pictures.
@@ -189,49 +230,3 @@ class PixelRecipe:
             The batch.
         """
         return stack_images(examples, request.epoch)
-
-    def planned_tokens(self, sizes: npt.NDArray[np.int64], draws: Draws | None, tokens: int) -> None:
-        """Not a matter here: the plan says the shape.
-
-        Args:
-            sizes: not used.
-            draws: not used.
-            tokens: not used.
-        """
-        del sizes, draws, tokens
-
-
-def planned_shape(place: Place) -> tuple[int, int]:
-    """The shape that the plan wants at a place.
-
-    Args:
-        place: of the example.
-
-    Returns:
-        Height and width.
-    """
-    assert place.request.shape is not None, "the plan of this recipe names a shape for every step"
-    return place.request.shape
-
-
-def framed_example(framed: Framed, place: Place, stored: Stored) -> Example:
-    """Put a framed picture and what is known about it together.
-
-    Args:
-        framed: the picture.
-        place: where it stands.
-        stored: where label and caption come from.
-
-    Returns:
-        The example.
-    """
-    return Example(
-        framed.pixels,
-        stored.label,
-        place.index,
-        place.valid,
-        framed.original_size,
-        place.key,
-        stored.caption,
-        framed.crop_top_left,
-    )

@@ -26,7 +26,7 @@ from lightning_gen.data.finding import find_manifest, missing_data
 from lightning_gen.data.joining import WeightedShards, join_manifests, weighted
 from lightning_gen.data.layout import Layout, MixedSet
 from lightning_gen.data.loader import BatchFactory, Counters, EvaluationLoader, PadTo, PlanLoader, StartMethod
-from lightning_gen.data.manifest import Manifest, verify_shards
+from lightning_gen.data.manifest import verify_shards
 from lightning_gen.data.order import Indices
 from lightning_gen.data.plan import EvaluationPlan, Planner
 from lightning_gen.data.quarantine import DataError, Quarantine, ShardError, read_quarantine
@@ -39,6 +39,25 @@ from lightning_gen.training.needs import DataNeeds
 __all__ = ["PlannedDataModule", "Split"]
 
 Split = Literal["train", "val", "predict"]
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A data set that is ready to be read.
+
+    Attributes:
+        source: its samples.
+        counts: samples of every shard.
+        fingerprint: hash of its content, kept in checkpoints.
+        sets: the sets of a mixture, empty = one set.
+    """
+
+    source: Source[Any]
+    counts: Sequence[int]
+    fingerprint: str
+    sets: Sequence[MixedSet] = ()
+
+
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +120,7 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
-        self._manifests: dict[str, Manifest] = {}
+        self._opened: dict[str, Opened] = {}
         self._factories: dict[tuple[str, int, int], BatchFactory] = {}
         self._link = TrainerLink()
         self._check_numbers()
@@ -125,9 +144,9 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         """Shapes that training pictures are brought to, None = every picture keeps its own."""
         return None
 
-    @abc.abstractmethod
     def _source(self, shards: IndexedShards) -> Source[Any]:
         """What the shards hold."""
+        raise NotImplementedError(f"{type(self).__name__} opens something else than shards")
 
     @abc.abstractmethod
     def _recipe(self, split: Split) -> Recipe[Any, Any, Any]:
@@ -137,10 +156,21 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
     def _evaluation(self, total: int, world: int) -> EvaluationPlan:
         """How an evaluation is cut into batches."""
 
-    def _left_out(self, shards: IndexedShards) -> Indices:
+    def _left_out(self, source: Source[Any]) -> Indices:
         """Training samples that are not wanted, by global index."""
-        del shards
+        del source
         return np.empty(0, np.int64)
+
+    def _open(self, split: Split) -> Opened:
+        """Find the shards of a split."""
+        sets = weighted(getattr(self, split))
+        manifest = join_manifests(
+            [find_manifest(part.shards, self.index_folder) for part in sets], [part.name for part in sets]
+        )
+        sizes = [sum(shard.set == part.name for shard in manifest.shards) for part in sets]
+        mixed = [MixedSet(n, part.weight) for n, part in zip(sizes, sets, strict=True)] if len(sets) > 1 else ()
+        source = self._source(IndexedShards(manifest, timeout=self.read_timeout))
+        return Opened(source, [shard.num_samples for shard in manifest.shards], manifest.fingerprint, mixed)
 
     @property
     def _padding(self) -> PadTo:
@@ -161,8 +191,13 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         places: list[tuple[str, str | None]] = [(name, init_args.get(name)) for name in ("val", "predict")]
         train = init_args.get("train")
         places += [("train", train)] if isinstance(train, str) else [("train", s.shards) for s in weighted(train)]
-        missing = [line for name, where in places for line in missing_data(name, where)]
+        missing = [line for name, where in places for line in cls._missing(name, where)]
         return DataNeeds(largest.tokens * largest.global_batch_size, largest.global_batch_size, tuple(missing))
+
+    @classmethod
+    def _missing(cls, name: str, where: str | None) -> list[str]:
+        """What one place lacks, one sentence each."""
+        return missing_data(name, where)
 
     @classmethod
     @abc.abstractmethod
@@ -190,14 +225,9 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         """
         if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0 == self.trainer.current_epoch:
             self._link = TrainerLink()
-        if self.train is not None and "train" not in self._manifests:
-            sets = weighted(self.train)
-            found = [find_manifest(part.shards, self.index_folder) for part in sets]
-            self._manifests["train"] = join_manifests(found, [part.name for part in sets])
-        for name in ("val", "predict"):
-            where = getattr(self, name)
-            if where is not None and name not in self._manifests:
-                self._manifests[name] = find_manifest(where, self.index_folder)
+        for name in ("train", "val", "predict"):
+            if getattr(self, name) is not None:
+                self._set(name)
 
     def teardown(self, stage: str | None = None) -> None:
         """Stop the workers.
@@ -221,7 +251,7 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         """
         return Planner(
             self._layout,
-            self._manifest("train").fingerprint,
+            self._set("train").fingerprint,
             self.curriculum,
             accumulate=accumulate,
             canonical_streams=self.canonical_streams,
@@ -255,7 +285,7 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
             The loader.
         """
         split = "val" if split == "predict" and self.predict is None else split
-        plan = self._evaluation(self._manifest(split).total, world)
+        plan = self._evaluation(len(self._set(split).source), world)
         return EvaluationLoader(plan, self._factory(split, rank, world))
 
     def train_dataloader(self) -> PlanLoader:
@@ -333,43 +363,39 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         train = [part.shards for part in weighted(self.train)]
         return [*train, *(where for where in (self.val, self.predict) if where is not None)]
 
-    def _manifest(self, split: str) -> Manifest:
-        if split not in self._manifests:
+    def _set(self, split: Split) -> Opened:
+        if split not in self._opened:
             if getattr(self, split) is None:
-                raise DataError(f"data.{split} is not set: name the shards to use")
-            self.setup()
-        return self._manifests[split]
-
-    def _shards(self, split: str) -> IndexedShards:
-        return IndexedShards(self._manifest(split), timeout=self.read_timeout)
+                raise DataError(f"data.{split} is not set: name the data to use")
+            self._opened[split] = self._open(split)
+        return self._opened[split]
 
     @functools.cached_property
     def _layout(self) -> Layout:
-        manifest, sets = self._manifest("train"), weighted(self.train)
-        shards = self._shards("train")
-        source = self._source(shards)
-        sizes = [sum(shard.set == part.name for shard in manifest.shards) for part in sets]
+        return self._make_layout()
+
+    def _make_layout(self) -> Layout:
+        """The ingredients of the order of training."""
+        opened = self._set("train")
+        source = opened.source
         return Layout(
-            [shard.num_samples for shard in manifest.shards],
+            opened.counts,
             self.seed,
             self.block_shards,
             self.passes,
-            np.union1d(self._quarantined(shards), self._left_out(shards)),
-            [MixedSet(n, part.weight) for n, part in zip(sizes, sets, strict=True)] if len(sets) > 1 else (),
+            np.union1d(self._quarantined(source), self._left_out(source)),
+            opened.sets,
             self.buckets,
-            lambda: source.sizes(np.arange(manifest.total, dtype=np.int64)),
+            sizes=lambda: source.sizes(np.arange(len(source), dtype=np.int64)),
         )
 
-    def _quarantined(self, shards: IndexedShards) -> Indices:
+    def _quarantined(self, source: Source[Any]) -> Indices:
         if self.exclude is None:
             return np.empty(0, np.int64)
-        wanted, found, first = read_quarantine(self.exclude), list[int](), 0
-        for number, shard in enumerate(shards.manifest.shards):
-            keys = {key for name, key in wanted if name == shard.name}
-            if keys:
-                table = shards.index(number)
-                found += [first + row for row in range(len(table)) if "" in keys or table.key(row) in keys]
-            first += shard.num_samples
+        wanted = read_quarantine(self.exclude)
+        damaged = {shard for shard, key in wanted if not key}
+        names = (source.name(index) for index in range(len(source)))
+        found = [index for index, name in enumerate(names) if name in wanted or name[0] in damaged]
         return np.asarray(found, np.int64)
 
     def _pools(self) -> Pools | None:
@@ -381,7 +407,7 @@ class PlannedDataModule(pl.LightningDataModule, abc.ABC):
         if (split, rank, world) not in self._factories:
             pin = self.pin_memory if self.pin_memory is not None else torch.cuda.is_available()
             pools = self._pools() if split == "train" else None
-            dataset = SampleDataset(self._source(self._shards(split)), self._recipe(split), self.seed, pools=pools)
+            dataset = SampleDataset(self._set(split).source, self._recipe(split), self.seed, pools=pools)
             self._factories[split, rank, world] = BatchFactory(
                 dataset,
                 rank,

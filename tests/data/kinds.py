@@ -67,45 +67,51 @@ def pairs(folder: Path, count: int = 44) -> None:
     write_shards((pair(number) for number in range(count)), folder, max_samples=9)
 
 
-def pick_a_pic(folder: Path, **options: Any) -> PlannedDataModule:
-    pairs(folder)
+def pick_a_pic(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        pairs(folder)
     return PickAPicDataModule(str(folder), str(folder), resolution=32, global_batch_size=4, bucket_step=8, **options)
 
 
-def hpdv3(folder: Path, **options: Any) -> PlannedDataModule:
-    pairs(folder)
+def hpdv3(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        pairs(folder)
     settings = {"resolution": 16, "min_confidence": 0.6, "ties": "keep", "flip": "shared", **options}
     return HPDv3DataModule(str(folder), str(folder), global_batch_size=4, **settings)
 
 
-def edits(folder: Path, **options: Any) -> PlannedDataModule:
-    write_shards((edit(number) for number in range(40)), folder, max_samples=9)
+def edits(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        write_shards((edit(number) for number in range(40)), folder, max_samples=9)
     return EditPairsDataModule(
         str(folder), str(folder), resolution=32, global_batch_size=4, bucket_step=8, unseen_tasks=("task 3",), **options
     )
 
 
-def text_images(folder: Path, **options: Any) -> PlannedDataModule:
-    write_shards((captioned(number) for number in range(44)), folder, max_samples=9)
+def text_images(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        write_shards((captioned(number) for number in range(44)), folder, max_samples=9)
     return TextImageDataModule(str(folder), str(folder), resolution=32, global_batch_size=4, bucket_step=8, **options)
 
 
-def mixture(folder: Path, **options: Any) -> PlannedDataModule:
-    shards(folder / "a", 30, 9)
-    write_shards((captioned(number) for number in range(14)), folder / "b", max_samples=9)
+def mixture(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        shards(folder / "a", 30, 9)
+        write_shards((captioned(number) for number in range(14)), folder / "b", max_samples=9)
     train = [WeightedShards(str(folder / "a"), 3.0, "labelled"), WeightedShards(str(folder / "b"), 1.0, "captioned")]
     return MixtureDataModule(train, str(folder / "a"), resolution=16, global_batch_size=4, **options)
 
 
-def labelled(folder: Path, **options: Any) -> PlannedDataModule:
-    shards(folder, 44, 9)
+def labelled(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        shards(folder, 44, 9)
     return ImageDataModule(
         str(folder), str(folder), resolution=16, global_batch_size=4, num_classes=5, random_crop=False, **options
     )
 
 
-def image_folder(folder: Path, **options: Any) -> PlannedDataModule:
-    for number in range(36):
+def image_folder(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    for number in range(36 if write else 0):
         place = folder / f"class_{'cab'[number % 3]}" / f"{number:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(encoded(picture(number)))
@@ -114,11 +120,12 @@ def image_folder(folder: Path, **options: Any) -> PlannedDataModule:
     return ImageFolderDataModule(str(folder), str(folder), resolution=16, global_batch_size=4, bucket_step=4, **options)
 
 
-def prompts(folder: Path, **options: Any) -> PlannedDataModule:
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps({"prompt": f"prompt {number}", "tag": "counting"}) for number in range(30)]
-    (folder / "train.jsonl").write_text("\n".join(lines))
-    (folder / "test.txt").write_text("\n".join(f"test {number}" for number in range(10)) + "\n")
+def prompts(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"prompt": f"prompt {number}", "tag": "counting"}) for number in range(30)]
+        (folder / "train.jsonl").write_text("\n".join(lines))
+        (folder / "test.txt").write_text("\n".join(f"test {number}" for number in range(10)) + "\n")
     return PromptDataModule(
         str(folder / "train.jsonl"), str(folder / "test.txt"), global_batch_size=12, repeats=3, **options
     )

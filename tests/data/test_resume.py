@@ -298,7 +298,7 @@ def test_overfit_batches_repeats_the_same_batches_and_fast_dev_run_runs(data: Pa
 
 
 def test_the_same_module_serves_a_new_trainer_from_the_start(data: Path, tmp_path: Path) -> None:
-    module = ShardDataModule(str(data / "train"), stages=STAGES, patch_size=8, seed=3)
+    module = ShardDataModule(str(data / "train"), tokens=9, global_batch_size=8, patch_size=8, seed=3)
     runs = []
     for _ in range(2):
         trainer = pl.Trainer(
@@ -317,4 +317,8 @@ def test_the_same_module_serves_a_new_trainer_from_the_start(data: Path, tmp_pat
         runs.append(model.seen)
         assert trainer.callback_metrics["data/bytes"] > 0
         assert trainer.callback_metrics["data/bad"] == 0
+        fourth = list(module.train_loader(0))[3]
+        padding = 1 - fourth.images.mask.float().mean().item()
+        assert 0 < padding < 1
+        assert trainer.callback_metrics["data/padding"].item() == pytest.approx(padding)
     assert runs[0] == runs[1]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_gen.data.buckets import AspectBuckets
+from lightning_gen.data.images import TextImageDataModule
 from lightning_gen.data.joining import WeightedShards, weighted
 from lightning_gen.data.layout import Layout, MixedSet
 from lightning_gen.data.mixture import SampleMixture, shares
@@ -18,8 +19,10 @@ from lightning_gen.data.modules import ShardDataModule
 from lightning_gen.data.plan import Plan, Planner, rank_part
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.resume import Position, resume
+from lightning_gen.data.writing import write_shards
 from lightning_gen.training.curriculum import BudgetStage
-from tests.data.samples import shards
+from tests.data.kinds import captioned
+from tests.data.samples import SIZES, sample, shards
 
 COUNTS = [30, 41, 29, 7, 8]
 SETS = [MixedSet(3, 3.0), MixedSet(2, 1.0)]  # 100 samples and 15 samples
@@ -132,8 +135,41 @@ def test_a_module_reads_a_mixture_and_names_its_sets(tmp_path: Path) -> None:
     index = np.concatenate([batch.index.numpy() for batch in batches])
     assert [(batch.index >= 18).sum().item() for batch in batches] == [2] * 18
     assert sorted(index[index >= 18][:6]) == list(range(18, 24))
-    assert {shard.name for shard in made._manifest("train").shards} == {
+    assert {shard.name for shard in made._set("train").source.shards.manifest.shards} == {
         "big/train-000000.tar",
         "big/train-000001.tar",
         "small/train-000000.tar",
     }
+
+
+def test_a_bad_sample_is_replaced_by_one_of_its_own_set(tmp_path: Path) -> None:
+    shards(tmp_path / "a", 40, 9)
+    damaged = [sample(number) for number in range(6)]
+    for number in (1, 3, 4):
+        damaged[number][1]["png"] = b"nothing"
+    write_shards(damaged, tmp_path / "b")
+    train = [WeightedShards(str(tmp_path / "a")), WeightedShards(str(tmp_path / "b"))]
+    made = ShardDataModule(train, patch_size=8, tokens=9, global_batch_size=4, max_bad_fraction=1.0)
+    for k in range(2):
+        for batch in made.train_loader(k):
+            assert (batch.index >= 40).sum() == 2
+            assert not set(batch.index.tolist()) & {41, 43, 44}
+
+
+def test_a_bad_picture_is_replaced_by_one_of_its_own_bucket(tmp_path: Path) -> None:
+    pictures = [captioned(number) for number in range(40)]
+    wide = [number for number in range(40) if SIZES[number % len(SIZES)] == (24, 40)]
+    for number in wide[:3]:
+        # The header still says the size, the rest of the file is gone.
+        pictures[number][1]["png"] = pictures[number][1]["png"][:60]
+    write_shards(pictures, tmp_path)
+    made = TextImageDataModule(
+        str(tmp_path), resolution=32, global_batch_size=2, bucket_step=8, max_bad_fraction=1.0, max_bad_per_shard=9
+    )
+    pools, groups = made._pools(), made._layout.groups()
+    assert pools is not None and groups is not None
+    own = {pools.pick(wide[0], number) for number in range(200)}
+    assert own == set(np.flatnonzero(groups == groups[wide[0]]).tolist()) and len(own) < 40
+    used = [n for k in range(2) for batch in made.train_loader(k) for n in batch.index.tolist()]
+    assert not set(used) & set(wide[:3])
+    assert made.counters()["bad"] == 3

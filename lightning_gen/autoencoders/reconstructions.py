@@ -49,7 +49,8 @@ class Reconstructions(NamedTuple):
 class ReconstructionWriter(BasePredictionWriter):
     """Writes ``<run>/predictions/``: KEY.png, KEY.safetensors and ``psnr.csv``, and prints the table at the end.
 
-    A latent file holds ``latent`` (tokens, c), ``row``, ``col`` and ``size`` (height, width in pixels).
+    A latent file holds ``latent`` (tokens, c), ``row``, ``col`` and ``size`` (height, width in pixels). All of it, and
+    the lines of the table too, is on disk when a batch is done: a run that ends early loses nothing that was finished.
 
     Args:
         folder: where to; None = ``predictions`` in the run folder.
@@ -81,12 +82,17 @@ class ReconstructionWriter(BasePredictionWriter):
         folder.mkdir(parents=True, exist_ok=True)
         psnr = psnr_per_image(prediction.images, prediction.originals).tolist()
         ssim = ssim_per_image(prediction.images, prediction.originals).tolist()
+        done = len(self._rows)
         for i, latent in enumerate(split_images(prediction.latents)):
             if bool(prediction.valid[i]):
                 self._write(folder, prediction.key[i], prediction.images[i], latent)
                 height, width = prediction.originals[i].shape[1:]
                 count = latent.values.shape[1]
                 self._rows.append(_Row(prediction.key[i], height, width, count, psnr[i], ssim[i]))
+        if len(self._rows) == done:
+            return
+        with self._table(trainer).open("a" if done else "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(self._rows[done:] if done else [_Row._fields, *self._rows])
 
     @staticmethod
     def _write(folder: Path, key: str, image: Tensor, latent: Tokens) -> None:
@@ -100,14 +106,13 @@ class ReconstructionWriter(BasePredictionWriter):
         save_file({name: part.cpu().contiguous() for name, part in parts.items()}, folder / f"{key}.safetensors")
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print the table."""
-        if not self._rows:
-            return
+        """Print the table."""
+        if self._rows:
+            self._print(self._table(trainer))
+
+    def _table(self, trainer: pl.Trainer) -> Path:
         suffix = "" if trainer.world_size == 1 else f"-{trainer.global_rank}"
-        path = self._target(trainer) / f"psnr{suffix}.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([_Row._fields, *self._rows])
-        self._print(path)
+        return self._target(trainer) / f"psnr{suffix}.csv"
 
     def _print(self, path: Path) -> None:
         from rich.console import Console

@@ -52,14 +52,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pack", action="store_true", help="only write the shards, train nothing")
     options, rest = parser.parse_known_args(argv)
     try:
-        packed = pack_photographs()
+        print(f"photographs packed into {' and '.join(map(str, pack_photographs()))}")
+        return 0 if options.pack else _train_and_report(rest, options.fresh)
     except Exception as error:
         about_input = deliberate(error)
         if about_input is None:
             raise
         fail("demo", str(about_input))
-    print(f"photographs packed into {' and '.join(map(str, packed))}")
-    return 0 if options.pack else _train_and_report(rest, options.fresh)
 
 
 def _train_and_report(fit_options: list[str], fresh: bool) -> int:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 from lightning_gen import __version__
+from lightning_gen.training.float8 import obstacles
 from lightning_gen.training.machine import Machine, inspect_machine, readable
 
 __all__ = ["main", "owner_report", "version_report"]
@@ -85,8 +86,10 @@ def _machine_report(machine: Machine) -> list[str]:
     devices = [
         f"{index}: {machine.device_name}, {readable(size)}" for index, size in enumerate(machine.device_memory)
     ] or ["none, runs use the CPU"]
+    missing = [f"{obstacle.needed}, here: {obstacle.here}" for obstacle in obstacles(machine.capability)]
     return [
         *(f"{machine.accelerator:<18}{line}" for line in devices),
+        f"float8 products   {'no: they need ' + '; '.join(missing) if missing else 'yes'}",
         f"main memory       {readable(machine.host_memory)} available",
         f"disk for runs     {readable(machine.disk)} free",
     ]

@@ -33,6 +33,7 @@ from lightning_gen.training.run_folder import RunFolder
 from .components import import_mentioned
 from .config_files import ConfigFile, RecipeOrFile, config_files, resolvable
 from .errors import deliberate, explain, explain_interpolation, fail
+from .progress import with_progress_bar
 from .recipes import recipes
 
 __all__ = ["TrainerCLI", "fitting_recipes", "prepare", "read_config", "run"]
@@ -229,6 +230,8 @@ class TrainerCLI(LightningCLI):
             "strategy": strategy,
             "plugins": _plugins(trainer["plugins"], strategy),
         }
+        if trainer["enable_progress_bar"] is not False:
+            own["callbacks"] = with_progress_bar(trainer["callbacks"])
         try:
             return super().instantiate_trainer(**own, **kwargs)
         except (MisconfigurationException, ValueError) as error:

@@ -6,7 +6,9 @@ import logging
 import math
 from collections import Counter
 
+from lightning_gen.data.checks import require_labels
 from lightning_gen.data.modules import ShardDataModule
+from lightning_gen.data.planned import Split
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.sources import Source, Stored
 
@@ -29,15 +31,25 @@ class ImageNetDataModule(ShardDataModule):
     default_classes = 1000
 
     def prepare_data(self) -> None:
-        """Index foreign tars, and warn where the training shards were packed class by class."""
+        """Index foreign tars, and warn where the training shards were packed class by class.
+
+        Raises:
+            DataError: shards have no labels at all.
+        """
         super().prepare_data()
-        if self.train is None or self.num_classes is None:
+        if self.num_classes is None:
             return
-        manifest = self._manifest("train")
-        if len(manifest.shards) <= self.block_shards:
+        splits: tuple[Split, ...] = ("train", "val", "predict")
+        for split in splits:
+            if getattr(self, split) is not None:
+                require_labels(self._set(split).source, split)
+        if self.train is None:
+            return
+        opened = self._set("train")
+        if len(opened.counts) <= self.block_shards:
             return  # All samples are mixed with each other, whatever their order.
-        found = label_entropy(self._source(self._shards("train")))
-        most = math.log(min(self.num_classes, 1000, manifest.total))
+        found = label_entropy(opened.source)
+        most = math.log(min(self.num_classes, 1000, len(opened.source)))
         if found < 0.5 * most:
             _log.warning(
                 "the first samples of %s have a label entropy of %.2f of at most %.2f: these shards were packed class "
@@ -46,7 +58,7 @@ class ImageNetDataModule(ShardDataModule):
                 found,
                 most,
                 self.block_shards,
-                len(manifest.shards),
+                len(opened.counts),
             )
 
 

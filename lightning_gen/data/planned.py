@@ -34,7 +34,7 @@ from lightning_gen.data.trainer_link import TrainerLink, rank_and_world
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.needs import DataNeeds
 
-__all__ = ["PlannedDataModule", "Split"]
+__all__ = ["Opened", "PlannedDataModule", "Split"]
 
 Split = Literal["train", "val", "predict"]
 

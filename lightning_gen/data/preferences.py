@@ -295,7 +295,7 @@ class PreferenceDataModule(PixelDataModule):
 
 
 class PickAPicDataModule(PreferenceDataModule):
-    """Pick-a-Pic pairs, converted by ``lightning data convert --from pickapic``.
+    """Pick-a-Pic pairs, converted by ``lightning data convert --from parquet``.
 
     Source: arXiv:2305.01569.
     """

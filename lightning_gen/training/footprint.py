@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from .machine import Machine
 from .needs import DataNeeds, ModelNeeds
 
-__all__ = ["Memory", "RunShape", "memory_per_rank", "run_shape"]
+__all__ = ["Memory", "RunShape", "memory_of_use", "memory_per_rank", "run_shape"]
 
 # What a process holds besides the model: the CUDA context with its kernels, or Python, torch and Lightning.
 _PROCESS_BYTES = {"cuda": 1 << 30, "mps": 1 << 30, "cpu": 400 << 20}
@@ -125,6 +125,23 @@ def memory_per_rank(model: ModelNeeds, data: DataNeeds | None, shape: RunShape) 
         activations=int(tokens * model.activation_bytes_per_token * compute_width / 4),
         process=_PROCESS_BYTES.get(shape.accelerator, 0),
     )
+
+
+def memory_of_use(model: ModelNeeds, data: DataNeeds | None, shape: RunShape) -> Memory:
+    """Estimate what one process holds while it validates, tests or predicts: weights, and the largest batch on its way.
+
+    Args:
+        model: what the model needs.
+        data: what the data sends; its ``use_tokens`` count.
+        shape: how the run is spread.
+
+    Returns:
+        Bytes by purpose.
+    """
+    held = memory_per_rank(replace(model, frozen=0), None, shape)
+    tokens = 0 if data is None else data.use_tokens
+    passing = int(tokens * model.use_bytes_per_token * (2 if shape.half else 4) / 4)
+    return replace(held, gradients=0, optimizer=0, averages=0, activations=passing)
 
 
 def _num_devices(requested: Any, accelerator: str, machine: Machine) -> int:

@@ -28,6 +28,7 @@ class Machine:
         host_memory: bytes of main memory that can still be used here.
         disk: bytes that are free where runs are written.
         device_name: name of the first accelerator device, for people.
+        capability: CUDA compute capability of the weakest device; None without CUDA.
     """
 
     accelerator: str
@@ -35,6 +36,7 @@ class Machine:
     host_memory: int
     disk: int
     device_name: str = ""
+    capability: tuple[int, int] | None = None
 
 
 def inspect_machine(folder: Path) -> Machine:
@@ -51,15 +53,17 @@ def inspect_machine(folder: Path) -> Machine:
     name = ""
     accelerator = "cpu"
     memory: tuple[int, ...] = ()
+    capability: tuple[int, int] | None = None
     if torch.cuda.is_available():
         accelerator = "cuda"
         properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         memory = tuple(int(device.total_memory) for device in properties)
         name = properties[0].name
+        capability = min((device.major, device.minor) for device in properties)
     elif torch.backends.mps.is_available():
         # Apple's accelerator shares the main memory.
         accelerator, memory, name = "mps", (host_memory(),), "Apple GPU"
-    return Machine(accelerator, memory, host_memory(), free_disk(folder), name)
+    return Machine(accelerator, memory, host_memory(), free_disk(folder), name, capability)
 
 
 def host_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -38,6 +38,9 @@ class ModelNeeds:
         activation_bytes_per_token: bytes kept for the backward pass per token of the batch, in 32-bit; halved here
             when the run computes in 16 bits.
         weights: published weights the model reads.
+        float8: whether its blocks multiply in float8.
+        use_bytes_per_token: bytes that one token takes at the peak of a pass without gradients, in 32-bit; 0 = memory
+            does not grow with the picture, or nothing is known.
     """
 
     trainable: int
@@ -45,6 +48,8 @@ class ModelNeeds:
     largest_block: int = 0
     activation_bytes_per_token: float = 0.0
     weights: tuple[WeightNeed, ...] = ()
+    float8: bool = False
+    use_bytes_per_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,12 @@ class DataNeeds:
         tokens_per_global_batch: tokens of one micro-batch over all ranks, in the largest stage.
         global_batch_size: images of that micro-batch.
         missing: one sentence per missing manifest or shard: which one, and how to make it.
+        use_tokens: tokens of the largest batch that one rank validates, tests or predicts on; 0 = not known.
+        largest: which picture is in that batch, and its size, for people.
     """
 
     tokens_per_global_batch: int
     global_batch_size: int
     missing: tuple[str, ...] = ()
+    use_tokens: int = 0
+    largest: str = ""

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .footprint import Memory, RunShape, memory_per_rank, run_shape
+from .float8 import obstacles
+from .footprint import Memory, RunShape, memory_of_use, memory_per_rank, run_shape
 from .machine import Machine, readable
 from .needs import DataNeeds, ModelNeeds, WeightNeed
 
 __all__ = ["DataNeeds", "ModelNeeds", "Shortage", "WeightNeed", "check", "needs_of", "table"]
+
+_SMALLER_STEP = "more shards, an 8-bit optimiser, fewer tokens per step, more accumulation, or a smaller configuration"
+_SMALLER_PICTURE = (
+    "set data.init_args.tokens to a budget, or model.init_args.window_radius and band_rows where the model has them "
+    "(bands of rows do not grow with the height of a picture), or use fewer pictures per batch or a smaller "
+    "configuration"
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,8 @@ def check(config: Mapping[str, Any], machine: Machine, training: bool = True) ->
         training: False = validate, test or predict, which hold the weights and nothing else.
 
     Returns:
-        Everything that is missing, in the order checkpoint, devices, memory, batch, data, weights, disk; empty if
-        the run can start.
+        Everything that is missing, in the order checkpoint, devices, float8, memory, batch, data, weights, disk; empty
+        if the run can start.
     """
     model, data = needs_of(config)
     shape = run_shape(config, machine)
@@ -55,7 +63,8 @@ def check(config: Mapping[str, Any], machine: Machine, training: bool = True) ->
         return _shortages_of_use(model, data, shape, machine)
     found = [*_checkpoint_shortages(config), *_device_shortages(shape, machine)]
     if model is not None:
-        found += _memory_shortages(memory_per_rank(model, data, shape), shape, machine)
+        found += _float8_shortages(model, shape, machine)
+        found += _memory_shortages(memory_per_rank(model, data, shape), shape, machine, _SMALLER_STEP)
     if data is not None:
         found += _data_shortages(data, shape)
     if model is not None:
@@ -120,9 +129,10 @@ def _shortages_of_use(
 ) -> list[Shortage]:
     found = [*_device_shortages(shape, machine)]
     if model is not None:
-        whole = memory_per_rank(replace(model, frozen=0), None, shape)
-        held = replace(whole, gradients=0, optimizer=0, averages=0)
-        found += _memory_shortages(held, shape, machine)
+        found += _float8_shortages(model, shape, machine)
+        held = memory_of_use(model, data, shape)
+        largest = f"{data.largest} is too large; " if data is not None and held.activations > held.weights else ""
+        found += _memory_shortages(held, shape, machine, largest + _SMALLER_PICTURE)
     if data is not None:
         # What is trained on is not read, so its absence does not matter.
         read = [sentence for sentence in data.missing if not sentence.startswith("data.train")]
@@ -155,14 +165,19 @@ def _device_shortages(shape: RunShape, machine: Machine) -> Iterator[Shortage]:
         )
 
 
-def _memory_shortages(memory: Memory, shape: RunShape, machine: Machine) -> Iterator[Shortage]:
+def _float8_shortages(model: ModelNeeds, shape: RunShape, machine: Machine) -> Iterator[Shortage]:
+    if model.float8:
+        for obstacle in obstacles(machine.capability if shape.accelerator == "cuda" else None):
+            yield Shortage("float8", obstacle.needed, obstacle.here, obstacle.remedy)
+
+
+def _memory_shortages(memory: Memory, shape: RunShape, machine: Machine, remedy: str) -> Iterator[Shortage]:
     parts = ", ".join(
         f"{field.name.replace('_', ' ')} {readable(getattr(memory, field.name))}"
         for field in fields(memory)
         if getattr(memory, field.name) >= 1 << 20
     )
     needed = f"{readable(memory.total)} per process ({parts})"
-    remedy = "more shards, an 8-bit optimiser, fewer tokens per step, more accumulation, or a smaller configuration"
     on_device = shape.accelerator == machine.accelerator and machine.device_memory
     if on_device:
         smallest = min(machine.device_memory)

@@ -31,6 +31,7 @@ class RunFolder:
 
     Raises:
         ValueError: if the name is no folder name.
+        NotADirectoryError: if there is a file where the folder should be.
     """
 
     runs: Path
@@ -39,6 +40,11 @@ class RunFolder:
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or Path(self.name).name != self.name:
             raise ValueError(f"name: {self.name!r} must be a plain folder name; the parent folder is set by runs:")
+        for place in (self.path, *self.path.parents):
+            if place.exists() and not place.is_dir():
+                raise NotADirectoryError(
+                    f"{self.path} cannot be the run's folder: {place} is a file; change runs: or name:"
+                )
 
     @property
     def path(self) -> Path:

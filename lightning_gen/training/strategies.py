@@ -1,7 +1,8 @@
 """Parallelism applied to a network from outside, and the strategy that trains it sharded (FSDP2).
 
 A network is single-device code that only says which of its submodules are its blocks. :func:`prepare` adds, in this
-order: activation checkpointing, compilation per block, one FSDP unit per block and one for the rest, memory, weights.
+order: float8 products, activation checkpointing, compilation per block, one FSDP unit per block and one for the rest,
+memory, weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .float8 import require_float8, use_float8_products
 from .initialisation import copy_into, initialise
 from .safe_reading import require_harmless
 from .whole_state import fill_module, fill_optimizer, gather_optimizer
@@ -39,8 +41,9 @@ def prepare(
     activation_checkpointing: bool = False,
     compile_blocks: bool = False,
     compute_dtype: torch.dtype | None = None,
+    float8: bool = False,
 ) -> None:
-    """Make a network ready to train: checkpointing, compilation, sharding, memory and keyed initial weights.
+    """Make a network ready to train: products, checkpointing, compilation, sharding, memory, keyed initial weights.
 
     A network on the meta device is materialised and initialised; one that is in memory already keeps its weights.
 
@@ -53,12 +56,19 @@ def prepare(
         compute_dtype: dtype in which sharded weights are gathered, for instance bfloat16 with precision "bf16-mixed";
             gradients are reduced and weights kept in float32, and autocast alone decides the dtype of activations, so
             that sharded and unsharded runs compute the same. None = float32.
+        float8: multiply in float8 inside the blocks, in both directions; weights and checkpoints stay what they are.
 
     Raises:
         TypeError: the network has no ``blocks()``, or a module cannot initialise itself.
-        ValueError: ``blocks()`` names something that is no submodule, or only part of the network is on "meta".
+        ValueError: ``blocks()`` names something that is no submodule, only part of the network is on "meta", or the
+            device has no float8 products.
+        ModuleNotFoundError: ``float8`` without torchao.
     """
     on_meta = _is_on_meta(network)
+    if float8:
+        # First, because it exchanges layers, which wrappers and compiled code hold on to.
+        require_float8(_device(device_mesh))
+        use_float8_products(network, _blocks(network))
     if activation_checkpointing:
         _checkpoint_blocks(network)
     if compile_blocks:

@@ -75,3 +75,11 @@ def test_options_without_a_configuration(capsys):
         main(["doctor", "--trainer.devices", "2"])
     assert end.value.code == 2
     assert "need --config" in capsys.readouterr().err
+
+
+def test_float8_products(monkeypatch, capsys):
+    assert main(["doctor"]) == 0
+    assert "float8 products   no: they need a GPU that multiplies in float8" in capsys.readouterr().out
+    machine = doctor.Machine("cuda", (1,), 1, 1, "H100", capability=(9, 0))
+    monkeypatch.setattr(doctor, "obstacles", lambda capability: [] if capability == (9, 0) else ["never"])
+    assert "float8 products   yes" in doctor._machine_report(machine)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lightning_gen.cli import main
 from lightning_gen.training.averages import read_weights
+from tests.harness import needs_cpu_fsdp2
 
 FIT = ["fit", "--config", "toy.yaml"]
 
@@ -70,6 +71,7 @@ def test_no_average(workshop, refused):
     assert "holds no averages" in refused("export", str(trained()), "out", "--weights", "ema")
 
 
+@needs_cpu_fsdp2
 def test_folder_of_shards(workshop):
     sizes = {"data_parallel_size": 1, "tensor_parallel_size": 1}
     checkpoint = trained("my_idea.Sharded", [0.5], strategy={"class_path": "FSDP2Strategy", "init_args": sizes})

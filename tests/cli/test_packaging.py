@@ -125,7 +125,7 @@ def test_agreed_base_packages():
         "lightning", "torch", "torchmetrics", "diffusers", "timm", "open_clip_torch", "webdataset", "omegaconf",
         "bitsandbytes", "jsonargparse", "transformers", "peft", "safetensors", "pillow", "numpy", "rich",
     }  # fmt: skip
-    extras = {"demo", "data", "fid", "ocr", "docs", "wandb", "tensorboard", "dev"}
+    extras = {"demo", "data", "fid", "ocr", "fp8", "docs", "wandb", "tensorboard", "dev"}
     assert set(PROJECT["optional-dependencies"]) == extras
 
 

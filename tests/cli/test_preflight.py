@@ -10,7 +10,7 @@ import yaml
 
 from lightning_gen.cli import main
 from lightning_gen.commands import recipes, trainer
-from lightning_gen.training.footprint import memory_per_rank, run_shape
+from lightning_gen.training.footprint import memory_of_use, memory_per_rank, run_shape
 from lightning_gen.training.machine import GIB, Machine, free_disk, host_memory, inspect_machine, readable
 from lightning_gen.training.preflight import DataNeeds, ModelNeeds, check, table
 
@@ -222,3 +222,41 @@ def test_use_needs_the_weights_alone():
     (found,) = check(config, small, training=False)
     assert found.subject == "memory" and "weights 18.6 GiB" in found.needed and "optimizer" not in found.needed
     assert check(config, dataclasses.replace(LAPTOP, host_memory=32 * GIB), training=False) == []
+
+
+def float8_run(machine, accelerator="gpu", training=True):
+    config = {
+        "trainer": {"accelerator": accelerator, "devices": 1},
+        "model": {
+            "class_path": "lightning_gen.autoencoders.vitok_v2.module.ViTokV2",
+            "init_args": {"variant": "350M-f16x64", "dino_weight": 0.0, "float8": True},
+        },
+    }
+    return check(config, machine, training=training)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_float8_is_missing_where_the_device_or_the_package_is(monkeypatch, training):
+    from lightning_gen.training import float8
+
+    monkeypatch.setattr(float8.importlib.util, "find_spec", lambda name: object())
+    ada = dataclasses.replace(SERVER, device_name="L40S", capability=(8, 9))
+    assert float8_run(ada, training=training) == []
+    (old,) = float8_run(dataclasses.replace(ada, capability=(8, 0)), training=training)
+    assert (old.subject, old.here) == ("float8", "compute capability 8.0")
+    # a run that stays on the CPU of that machine cannot use its devices
+    (cpu,) = float8_run(ada, "cpu", training)
+    assert cpu.here == "no CUDA compute capability"
+    monkeypatch.setattr(float8.importlib.util, "find_spec", lambda name: None)
+    (package,) = float8_run(ada, training=training)
+    assert package.remedy == "pip install 'lightning-gen[fp8]'"
+    assert "\n  float8  needs  the package torchao" in table([package], [])
+
+
+def test_memory_of_use_counts_the_largest_batch():
+    model = ModelNeeds(trainable=1000, frozen=500, use_bytes_per_token=10.0)
+    data = DataNeeds(tokens_per_global_batch=10**9, global_batch_size=1, use_tokens=100)
+    memory = memory_of_use(model, data, shape(LAPTOP))
+    assert (memory.weights, memory.activations, memory.gradients, memory.optimizer) == (4000, 1000, 0, 0)
+    assert memory_of_use(model, data, shape(precision="bf16-mixed", devices=1)).activations == 500
+    assert memory_of_use(model, None, shape(LAPTOP)).activations == 0

@@ -13,6 +13,7 @@ import yaml
 
 from lightning_gen.cli import main
 from lightning_gen.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, is_complete, newest
+from tests.harness import needs_cpu_fsdp2
 
 FIT = ["fit", "--config", "toy.yaml"]
 
@@ -225,6 +226,7 @@ LIGHTNINGS = {
 }
 
 
+@needs_cpu_fsdp2
 @pytest.mark.parametrize("strategy", ["FSDP2Strategy", {"class_path": "FSDP2Strategy"}, LIGHTNINGS])
 def test_folders_of_shards(workshop, metrics, strategy):
     config = yaml.safe_load(Path("toy.yaml").read_text())
@@ -250,6 +252,7 @@ def _leave_process_group():
     torch.distributed.destroy_process_group()
 
 
+@needs_cpu_fsdp2
 def test_two_processes_share_one_folder(workshop, start, metrics):
     """Sharded by two processes of one command, continued by one."""
     sharded = [*FIT, "--model", "my_idea.Sharded", "--trainer.strategy", "FSDP2Strategy"]
@@ -269,3 +272,29 @@ def test_two_processes_share_one_folder(workshop, start, metrics):
 def test_checkpoint_callback_needs_a_sensible_number():
     with pytest.raises(ValueError, match=r"checkpoint\.keep"):
         RunCheckpoint(keep=0)
+
+
+@pytest.mark.parametrize("given", [("--runs", "taken"), ("--runs", "taken/deep"), ("--name", "taken", "--runs", ".")])
+@pytest.mark.parametrize("verb", ["fit", "predict"])
+def test_a_file_in_the_place_of_the_folder_is_named(workshop, refused, verb, given):
+    Path("taken").write_text("not a folder")
+    message = refused(verb, "--config", "toy.yaml", *given)
+    assert "cannot be the run's folder: taken is a file; change runs: or name:" in message
+    assert Path("taken").read_text() == "not a folder"
+
+
+def test_the_bar_of_a_run_counts_no_epochs_that_nobody_set(workshop, capsys, monkeypatch):
+    from lightning_gen.commands.progress import RunProgressBar
+    from lightning_gen.commands.trainer import TrainerCLI
+
+    bars = {}
+    for name, options in {
+        "steps": ["--trainer.max_epochs", "-1", "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "true"],
+        "off": ["--trainer.enable_progress_bar", "false"],
+        "own": ["--trainer.callbacks+=TQDMProgressBar", "--trainer.enable_progress_bar", "true"],
+    }.items():
+        trainer = TrainerCLI([*FIT, "--name", name, *options]).trainer
+        bars[name] = type(trainer.progress_bar_callback).__name__
+        if name == "steps":
+            assert trainer.progress_bar_callback._get_train_description(0).split() == ["Epoch", "0"]
+    assert bars == {"steps": RunProgressBar.__name__, "off": "NoneType", "own": "TQDMProgressBar"}

@@ -157,3 +157,15 @@ def test_two_steps(here, monkeypatch, capsys):
     assert main(["demo", "--fresh", *TINY]) == 3
     assert json.loads(Path("runs/two-1/demo.json").read_text()) == report
     assert not run.exists()
+
+
+def test_a_file_in_the_place_of_the_runs_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning_gen.commands.demo.pack_photographs", lambda: ())
+    Path("taken").write_text("")
+    with pytest.raises(SystemExit) as end:
+        main(["demo", "--runs", "taken"])
+    assert end.value.code == 2
+    assert "lightning demo: error: taken/vitok_v2_tiny cannot be the run's folder: taken is a file" in (
+        capsys.readouterr().err
+    )

@@ -100,9 +100,6 @@ def test_a_folder_with_a_broken_file_or_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no picture in"):
         FolderDataModule(str(tmp_path)).predict_loader()
     (tmp_path / "good.png").write_bytes(encoded(picture(0)))
-    (tmp_path / "cut.png").write_bytes(encoded(picture(1))[:400])
-    with pytest.raises(DataError, match=r"key cut.png: the picture cannot be decoded"):
-        list(FolderDataModule(str(tmp_path)).predict_loader())
     (tmp_path / "text.jpg").write_text("hello")
     with pytest.raises(SampleError, match=r"text.jpg: these 5 bytes are not a picture"):
         FolderDataModule(str(tmp_path)).predict_loader()

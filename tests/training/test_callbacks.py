@@ -20,7 +20,7 @@ from lightning_gen.training.callbacks.sample_grid import SampleGrid, draw_grid
 from lightning_gen.training.callbacks.throughput import Throughput, matmul_rate
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.ema import EMA
-from tests.harness import fit, two_processes
+from tests.harness import fit, needs_cpu_fsdp2, two_processes
 from tests.harness.toy import ToyBatch, ToyData, ToyLoader, ToyModule, toy_batch
 
 VALIDATED: dict[str, Any] = {"limit_val_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None}
@@ -138,6 +138,7 @@ def grid_job(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "samples").iterdir())
 
 
+@needs_cpu_fsdp2
 def test_all_ranks_take_part_and_one_writes(tmp_path: Path) -> None:
     assert two_processes(grid_job, tmp_path) == [["step_00000002.png"]] * 2
 
@@ -191,6 +192,43 @@ class FakeTime(Callback):
         self.logged.append(values)
 
 
+class SlowData(ToyData):
+    """The trainer waits 3 s for every batch, and somebody counts."""
+
+    def __init__(self, clock: FakeTime, counted: bool = True) -> None:
+        super().__init__(images=40)
+        self.clock, self.waited = clock, 0.0
+        if counted:
+            self.counters = lambda: {"wait_seconds": self.waited}
+
+    def train_dataloader(self) -> Any:
+        return SlowLoader(super().train_dataloader(), self)
+
+
+class SlowLoader:
+    def __init__(self, loader: Any, data: SlowData) -> None:
+        self.loader, self.data = loader, data
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Any:
+        for batch in self.loader:
+            self.data.clock.now += 3.0
+            self.data.waited += 3.0
+            yield batch
+
+
+class Save(Callback):
+    """Writes a checkpoint after every batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
 def throughput_run(folder: Path, devices: int = 1, warmup: int = 1, **options: Any) -> list[dict[str, float]]:
     throughput = Throughput(window=3, warmup=warmup)
     clock = FakeTime(throughput)
@@ -229,16 +267,47 @@ def test_measurement_starts_after_the_warm_up(tmp_path: Path, warmup: int) -> No
 
 
 def test_validation_and_checkpoints_are_not_counted(tmp_path: Path) -> None:
-    class Save(Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            trainer.save_checkpoint(tmp_path / "x.ckpt")
-
     logged = throughput_run(tmp_path, limit_val_batches=2, val_check_interval=2)
     assert logged[-1]["throughput/images_per_second"] == pytest.approx(4 / 2)
     throughput = Throughput(window=3, warmup=1)
     clock = FakeTime(throughput)
-    fit(ToyModule(), ToyData(40), tmp_path, max_steps=8, callbacks=(throughput, clock, Save()))
+    fit(ToyModule(), ToyData(40), tmp_path, max_steps=8, callbacks=(throughput, clock, Save(tmp_path / "x.ckpt")))
     assert clock.now > 100 + 7 * 8 and clock.logged[-1]["throughput/images_per_second"] == pytest.approx(4 / 2)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_waiting_for_data_is_counted_and_told(tmp_path: Path, interrupted: bool) -> None:
+    """3 s of waiting and 2 s of work per batch, whatever validations and checkpoints lie between."""
+    throughput = Throughput(window=3, warmup=1)
+    clock = FakeTime(throughput)
+    options = {"limit_val_batches": 2, "val_check_interval": 2} if interrupted else {}
+    savers = (Save(tmp_path / "x.ckpt"),) if interrupted else ()
+    fit(ToyModule(), SlowData(clock), tmp_path, max_steps=8, callbacks=(throughput, clock, *savers), **options)
+    for values in clock.logged[3:]:
+        assert values["throughput/images_per_second"] == pytest.approx(4 / 5)
+        assert values["throughput/waiting_fraction"] == pytest.approx(3 / 5)
+        assert values["throughput/model_flop_utilisation"] == pytest.approx(4e6 / 5 / 4e6)
+
+
+def test_waiting_lowers_the_rate_also_where_nobody_counts(tmp_path: Path) -> None:
+    throughput = Throughput(window=3, warmup=1)
+    clock = FakeTime(throughput)
+    fit(ToyModule(), SlowData(clock, counted=False), tmp_path, max_steps=8, callbacks=(throughput, clock))
+    assert clock.logged[-1]["throughput/images_per_second"] == pytest.approx(4 / 5)
+    assert "throughput/waiting_fraction" not in clock.logged[-1]
+
+
+def slow_run(folder: Path) -> list[dict[str, float]]:
+    throughput = Throughput(window=3, warmup=1)
+    clock = FakeTime(throughput)
+    fit(ToyModule(), SlowData(clock), folder, max_steps=8, callbacks=(throughput, clock), strategy="ddp", devices=2)
+    return clock.logged
+
+
+def test_waiting_is_a_mean_over_ranks(tmp_path: Path) -> None:
+    for logged in two_processes(slow_run, tmp_path):
+        assert logged[-1]["throughput/images_per_second"] == pytest.approx(4 / 5)
+        assert logged[-1]["throughput/waiting_fraction"] == pytest.approx(3 / 5)
 
 
 def test_ranks_are_added_up(tmp_path: Path) -> None:
@@ -296,7 +365,7 @@ class Grown(ToyData):
         super().__init__(images=4, global_batch=4)
         self.early = early
         if stages is not None:
-            self.stages = stages
+            self.curriculum = stages
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
@@ -348,6 +417,18 @@ def test_packed_rows_are_judged_by_image() -> None:
     BudgetCurriculum([BudgetStage(4, 4)]).on_train_batch_start(trainer, module, packed, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="an image has 4 tokens, but the budget of stage 1 is 3"):
         BudgetCurriculum([BudgetStage(3, 4)]).on_train_batch_start(trainer, module, packed, 0)  # type: ignore[arg-type]
+
+
+def test_a_ladder_allows_its_highest_rung_and_other_batches_have_no_tokens() -> None:
+    trainer = SimpleNamespace(global_step=0, global_rank=0)
+    module = SimpleNamespace(log=lambda *args, **kwargs: None)
+    batch = toy_batch(torch.arange(4))
+    assert batch.images.mask.shape[1] == 4
+    rising = BudgetCurriculum([BudgetStage(2, 8, ladder=(2, 4))])
+    rising.on_train_batch_start(trainer, module, batch, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an image has 4 tokens, but the budget of stage 1 is 2"):
+        BudgetCurriculum([BudgetStage(4, 8, ladder=(1, 2))]).on_train_batch_start(trainer, module, batch, 0)  # type: ignore[arg-type]
+    rising.on_train_batch_start(trainer, module, [1, 2, 3], 0)  # type: ignore[arg-type]
 
 
 def test_missing_stages_are_asked_for() -> None:

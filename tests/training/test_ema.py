@@ -138,7 +138,7 @@ def test_accumulated_batches_count_once(tmp_path: Path) -> None:
     assert_is_average(averages(ema, 0.9), trace.weights, 0.9, 0)
 
 
-@pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["auto", "ddp", pytest.param("fsdp2", marks=needs_cpu_fsdp2)])
 def test_validation_uses_the_average_and_training_goes_on_with_the_raw_weights(tmp_path: Path, strategy: str) -> None:
     if strategy == "auto":
         check_validation(tmp_path, strategy, 1)
@@ -228,7 +228,10 @@ class SaveInside(Callback):
         trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("kind", ["auto", "folder", "file"])
+FSDP2_KINDS = [pytest.param(kind, marks=needs_cpu_fsdp2) for kind in ("folder", "file")]
+
+
+@pytest.mark.parametrize("kind", ["auto", *FSDP2_KINDS])
 def test_checkpoint_written_during_validation_holds_the_raw_weights(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "inside.ckpt"
     if kind == "auto":

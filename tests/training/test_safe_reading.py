@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "state_dict": {"a": torch.ones(3, 4), "b": torch.zeros(2, dtype=torch.bfloat16)},
         "optimizer_0": {"state": {"a": {"step": torch.tensor(1.0)}}, "param_groups": {"lr": 0.1, "betas": (0.9, 0.95)}},
     }
-    save(state, checkpoint_id=tmp_path / "shards", no_dist=True)
+    save(state, checkpoint_id=tmp_path / "shards")
     return tmp_path / "shards"
 
 
@@ -44,7 +44,7 @@ def test_a_bomb_in_the_contents_is_refused(folder: Path) -> None:
 
 
 def test_a_bomb_among_the_values_is_refused(folder: Path) -> None:
-    save({"state_dict": {"a": torch.ones(1)}, "optimizer_0": {"trick": Bomb()}}, checkpoint_id=folder, no_dist=True)
+    save({"state_dict": {"a": torch.ones(1)}, "optimizer_0": {"trick": Bomb()}}, checkpoint_id=folder)
     with pytest.raises(ValueError, match="no folder of shards to be trusted"):
         require_harmless(folder)
     assert not Path("exploded").exists()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning_gen.autoencoders.vitok_v2.variants import Stack, Variant
 
-__all__ = ["activation_bytes_per_token", "forward_flops"]
+__all__ = ["activation_bytes_per_token", "forward_flops", "use_bytes_per_token"]
 
 
 def forward_flops(variant: Variant, counts: Sequence[int], keys: float | None = None) -> float:
@@ -55,3 +55,20 @@ def activation_bytes_per_token(variant: Variant, activation_checkpointing: bool)
     if activation_checkpointing:
         return sum(4.0 * half.width * half.depth for half in halves) + max(inside(half) for half in halves)
     return sum(half.depth * inside(half) for half in halves)
+
+
+def use_bytes_per_token(variant: Variant) -> float:
+    """Bytes that a token takes at the peak of a pass without gradients, in float32.
+
+    A block then holds its input, the normalised input and the mixed values (3 W), and beside them either q, k and v
+    with their rotated copies (8 W) or the two halves, the gate and the product of the feed-forward part (4 M).
+
+    Args:
+        variant: the model.
+
+    Returns:
+        An estimate, good to about ten percent; pictures and latents themselves are small beside it.
+    """
+    return max(
+        4.0 * (3 * half.width + max(8 * half.width, 4 * half.hidden)) for half in (variant.encoder, variant.decoder)
+    )

@@ -1,14 +1,12 @@
-"""ViTok-v2 as a LightningModule: trained on pictures of any size, used through ``encode`` and ``decode``.
+"""ViTok-v2 in training: the algorithm, what it is measured by, and what it costs. Its use stands in ``codec.py``.
 
 Shape letters: B rows, L tokens, I images, c latent channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,11 +15,11 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_gen.autoencoders.reconstructions import Reconstructions, ReconstructionWriter
-from lightning_gen.autoencoders.vitok_v2.bands import decode_in_bands, encode_in_bands
 from lightning_gen.autoencoders.vitok_v2.bottleneck import BottleneckName
-from lightning_gen.autoencoders.vitok_v2.convert import Settings, locate, read_folder, write_folder
-from lightning_gen.autoencoders.vitok_v2.cost import activation_bytes_per_token, forward_flops
-from lightning_gen.autoencoders.vitok_v2.network import Reconstruction, ViTokV2Network
+from lightning_gen.autoencoders.vitok_v2.codec import Building, ViTokV2Codec
+from lightning_gen.autoencoders.vitok_v2.convert import Settings
+from lightning_gen.autoencoders.vitok_v2.cost import activation_bytes_per_token, forward_flops, use_bytes_per_token
+from lightning_gen.autoencoders.vitok_v2.network import Reconstruction
 from lightning_gen.autoencoders.vitok_v2.objective import (
     Tiles,
     charbonnier,
@@ -34,20 +32,15 @@ from lightning_gen.autoencoders.vitok_v2.perceptual import dino_distance
 from lightning_gen.autoencoders.vitok_v2.variants import Variant
 from lightning_gen.backbones.vision import Backend, DINOv3Encoder, Size, dinov3_parameters, weight_need
 from lightning_gen.data.batches import ImageBatch
-from lightning_gen.data.decode import upright
-from lightning_gen.data.transforms import from_picture
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.reconstruction import PeakSignalToNoise, StructuralSimilarity
-from lightning_gen.nn.tokens import Tokens, join_images, pack, patchify, split_images, unpatchify
+from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
 from lightning_gen.training.randomness import normal, uniform
-from lightning_gen.training.strategies import prepare
-from lightning_gen.training.weights import load_matching, read_training_state, require_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
-    from PIL.Image import Image
 
 __all__ = ["ViTokV2"]
 
@@ -55,14 +48,11 @@ _PAPER_OPTIMIZER = AdamW(learning_rate=5e-4, betas=(0.9, 0.95), weight_decay=0.0
 _PAPER_SCHEDULE = WarmupCosine(warmup_fraction=0.05, final_learning_rate=1e-5, start_learning_rate=1e-7)
 
 
-class ViTokV2(pl.LightningModule):
+class ViTokV2(ViTokV2Codec):
     """Native-resolution auto-encoder made of transformer blocks only.
 
     z = LayerNorm(encoder(patches));  y = decoder(z)
     L = w_c charbonnier(y, x) + w_s (1 - SSIM(tiles)) + w_d DINO distance(tiles) + penalty of the bottleneck
-
-    The constructor allocates nothing: weights live on the meta device until ``configure_model`` (called by the Trainer
-    and by the ways of loading) shards and fills them.
 
     Args:
         variant: ``5B-f16x64``, ``350M-f16x64``, ... or ``Ld4-Ld24/1x16x64``, ``w192_d2_h3-w192_d4_h3/1x16x64``.
@@ -84,6 +74,8 @@ class ViTokV2(pl.LightningModule):
         dino_model: published DINOv3 size.
         dino_source: folder or hub id of DINOv3 weights; None = the published repository of ``dino_model``.
         dino_backend: library that builds DINOv3.
+        dino_chunk: tiles that go through DINOv3 at a time; fewer need less memory, and one more forward pass of DINOv3;
+            None = all of a batch.
         tile_size: tile edge in pixels.
         tiles_per_image: tiles drawn per image and step.
         train_encoder: False = fine-tune the decoder on latents that stay as they are.
@@ -91,6 +83,9 @@ class ViTokV2(pl.LightningModule):
         schedule: warm-up and cosine.
         activation_checkpointing: recompute blocks in the backward pass to save memory.
         compile_blocks: torch.compile every block.
+        float8: multiply in float8 inside the blocks (torchao; CUDA compute capability 8.9 or newer). In training,
+            factors are rounded for each product and weights stay in float32, worth it with ``compile_blocks`` only; in
+            validate, test and predict the weights are rounded once.
         init_from: start from these weights (published name, hub id, folder, checkpoint file or sharded checkpoint
             folder); tensors whose name or shape does not fit are reported and left at their start. Another thing than
             ``ckpt_path``, which resumes a run.
@@ -121,6 +116,7 @@ class ViTokV2(pl.LightningModule):
         dino_model: Size = "S",
         dino_source: str | None = None,
         dino_backend: Backend = "auto",
+        dino_chunk: int | None = None,
         tile_size: int = 224,
         tiles_per_image: int = 1,
         train_encoder: bool = True,
@@ -128,38 +124,23 @@ class ViTokV2(pl.LightningModule):
         schedule: WarmupCosine = _PAPER_SCHEDULE,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        float8: bool = False,
         init_from: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        _require_sense(drop_path, charbonnier_eps, (charbonnier_weight, ssim_weight, dino_weight))
-        if band_rows is not None and window_radius is None:
-            raise ValueError("band_rows needs a window_radius: without a window every band would see the whole image")
-        if layout == "packed" and not mask_padding:
-            raise ValueError("mask_padding: false is a property of padded rows: set layout: padded")
-        self.variant = Variant.parse(variant)
-        self.settings = Settings(self.variant.name, bottleneck, rope_theta, mask_padding)
-        # Plain values only: they must load with weights_only=True. What concerns training stands in the run's config.
-        self.save_hyperparameters({**dataclasses.asdict(self.settings), "variant": variant}, logger=False)
-        with torch.device("meta"):
-            self.network = ViTokV2Network(self.variant, bottleneck, layer_scale, rope_theta, mask_padding)
-        self.drop_path, self.layout = drop_path, layout
-        self.window_radius, self.band_rows = window_radius, band_rows
+        _require_sense(drop_path, charbonnier_eps, (charbonnier_weight, ssim_weight, dino_weight), dino_chunk)
+        settings = Settings(variant, bottleneck, rope_theta, mask_padding)
+        building = Building(activation_checkpointing, compile_blocks, float8, init_from, train_encoder, seed)
+        super().__init__(settings, layer_scale, layout, window_radius, band_rows, building)
+        self.drop_path = drop_path
         self.charbonnier_eps, self.pixel_mask = charbonnier_eps, pixel_mask
-        self.weights = {
-            "charbonnier": charbonnier_weight,
-            "ssim": ssim_weight,
-            "dino": dino_weight,
-            "bottleneck": 1.0,
-        }
+        self.loss_weights = {"charbonnier": charbonnier_weight, "ssim": ssim_weight, "dino": dino_weight}
         self.dino_model, self.dino_source, self.dino_backend = dino_model, dino_source, dino_backend
+        self.dino_chunk = dino_chunk
         self.tile_size, self.tiles_per_image = tile_size, tiles_per_image
-        self.train_encoder = train_encoder
         self.optimizer, self.schedule = optimizer, schedule
-        self.activation_checkpointing, self.compile_blocks = activation_checkpointing, compile_blocks
-        self.init_from, self.seed = init_from, seed
+        self.seed = seed
         self.dino: DINOv3Encoder | None = None
-        self._filled = False
         metrics = MetricCollection({"psnr": PeakSignalToNoise(), "ssim": StructuralSimilarity()}, prefix="val/")
         self.val_metrics, self.test_metrics = metrics, metrics.clone(prefix="test/")
 
@@ -187,49 +168,9 @@ class ViTokV2(pl.LightningModule):
                 variant, bool(init_args.get("activation_checkpointing", False))
             ),
             weights=(need,) if need else (),
+            float8=bool(init_args.get("float8", False)),
+            use_bytes_per_token=use_bytes_per_token(variant) if init_args.get("band_rows") is None else 0.0,
         )
-
-    def configure_model(self) -> None:
-        """Shard, materialise and fill the network; does nothing the second time."""
-        if next(self.network.parameters()).device.type != "meta":
-            return
-        prepare(
-            self.network,
-            device_mesh=self.device_mesh,
-            seed=self.seed,
-            activation_checkpointing=self.activation_checkpointing and self._fitting,
-            compile_blocks=self.compile_blocks,
-            compute_dtype=self._compute_dtype(),
-        )
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Prediction enters the network by these doors; FSDP gathers weights only at doors that it knows.
-            for door in ("encode", "decode"):
-                register_fsdp_forward_method(self.network, door)
-        if self.init_from is not None:
-            self._start_from(self.init_from)
-        self.network.encoder.requires_grad_(self.train_encoder)
-
-    def _start_from(self, source: str) -> None:
-        state = read_training_state(source) or read_folder(locate(source))[1]
-        if self._trainer is not None and not self._fitting:
-            # A model that is only used must be the whole model.
-            require_fit(self.network, {key.removeprefix("network."): x for key, x in state.items()}, source)
-        load_matching(self.network, state, source, prefix="network.")
-
-    @property
-    def _fitting(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == "fit"
-
-    def _compute_dtype(self) -> torch.dtype | None:
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        return torch.bfloat16 if precision == "bf16-mixed" else None
-
-    def cpu(self) -> Self:
-        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
-        on_meta = next(self.network.parameters()).device.type == "meta"
-        return self if on_meta else super().cpu()
 
     def setup(self, stage: str) -> None:
         """Load the frozen perceptual network where training needs it, and refuse what cannot work."""
@@ -238,39 +179,19 @@ class ViTokV2(pl.LightningModule):
                 f"trainer.precision {self.trainer.precision} would cast batches, which are frozen: use bf16-mixed "
                 "(weights stay float32), or in Python model.to(torch.bfloat16), then encode and decode"
             )
-        if stage != "fit" and self.init_from is None and self.trainer.ckpt_path is None and not self._filled:
+        if stage != "fit" and self.building.init_from is None and self.trainer.ckpt_path is None and not self._filled:
             rank_zero_warn(
                 f"{stage.lower()} runs on random weights: name a checkpoint (--ckpt_path last) or weights "
                 "(--model.init_from ...)"
             )
-        if stage == "fit" and self.weights["dino"] > 0 and self.dino is None:
+        if stage != "fit":
+            return
+        self._require_unrounded("train")
+        if self.loss_weights["dino"] > 0 and self.dino is None:
             self.dino = DINOv3Encoder(self.dino_source, self.dino_model, self.dino_backend, max(self.tile_size, 16))
 
     def on_fit_start(self) -> None:
         """From here on the weights are no longer random."""
-        self._filled = True
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, so that a checkpoint alone can be exported."""
-        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model before a single tensor is copied.
-
-        Args:
-            checkpoint: what is about to be loaded.
-
-        Raises:
-            ValueError: its variant or bottleneck is another one.
-        """
-        stored = checkpoint.get("hyper_parameters", {})
-        then = (Variant.parse(stored.get("variant", self.settings.variant)), stored.get("bottleneck", "layernorm"))
-        if then != (self.variant, self.settings.bottleneck):
-            raise ValueError(
-                f"the checkpoint holds variant {stored.get('variant')} with bottleneck {then[1]}, the model is "
-                f"{self.settings.variant} with {self.settings.bottleneck}: set model.init_args.variant and bottleneck "
-                "to the checkpoint's, or start from its weights with init_from"
-            )
         self._filled = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -297,24 +218,37 @@ class ViTokV2(pl.LightningModule):
 
         Source: arXiv:2605.05331 (training of the auto-encoder).
         """
-        pixels = self._arranged(batch.images)
-        reconstruction = self.network(pixels, self._keep(batch, pixels), self._noise(batch, pixels))
-        terms = self._terms(reconstruction, pixels, batch)
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        pixels = self.arrange(batch.images)
+        reconstruction = self.network(pixels, self._keep(batch), self._noise(batch, pixels))
+        terms = self.loss_terms(reconstruction, pixels, batch)
+        weighted = {name: self.loss_weights.get(name, 1.0) * term for name, term in terms.items()}
+        loss = torch.stack(list(weighted.values())).sum()
         for name, term in terms.items():
             self.log(f"train/{name}", term.detach(), batch_size=len(batch))
-            self.log(f"train/{name}_weighted", self.weights[name] * term.detach(), batch_size=len(batch))
+            self.log(f"train/{name}_weighted", weighted[name].detach(), batch_size=len(batch))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _terms(self, reconstruction: Reconstruction, pixels: Tokens, batch: ImageBatch) -> dict[str, Tensor]:
+    def loss_terms(self, reconstruction: Reconstruction, pixels: Tokens, batch: ImageBatch) -> dict[str, Tensor]:
+        """The terms of the loss, unweighted; override it to add, change or leave out some.
+
+        Args:
+            reconstruction: what the network made of the batch.
+            pixels: the originals, in the same layout.
+            batch: keys of the random draws.
+
+        Returns:
+            Scalars by name. ``loss_weights`` holds the factors, 1 for a name that it does not have; both are logged.
+
+        Source: arXiv:2605.05331 (losses).
+        """
         terms = {"charbonnier": charbonnier(reconstruction.pixels, pixels, self.charbonnier_eps, self.pixel_mask)}
-        if self.weights["ssim"] > 0 or self.dino is not None:
+        if self.loss_weights["ssim"] > 0 or self.dino is not None:
             tiles = self._tiles(reconstruction.pixels, pixels, batch)
-            if self.weights["ssim"] > 0:
+            if self.loss_weights["ssim"] > 0:
                 terms["ssim"] = ssim_loss(tiles)
             if self.dino is not None:
-                terms["dino"] = dino_distance(self.dino, tiles.prediction, tiles.target).mean()
+                terms["dino"] = dino_distance(self.dino, tiles.prediction, tiles.target, self.dino_chunk).mean()
         if self.network.bottleneck.has_penalty:
             weight = pixels.mask.to(reconstruction.penalty.dtype)
             terms["bottleneck"] = mean_of_images(reconstruction.penalty * weight, weight, pixels)
@@ -327,16 +261,7 @@ class ViTokV2(pl.LightningModule):
         )
         return sample_tiles(unpatchify(decoded), unpatchify(pixels), corners, self.tile_size)
 
-    def _arranged(self, images: Tokens | Tensor) -> Tokens:
-        tokens = images if isinstance(images, Tokens) else patchify(images, self.variant.patch)
-        if tokens.patch != self.variant.patch:
-            raise ValueError(
-                f"the data comes in patches of {tokens.patch} pixels, variant {self.settings.variant} takes "
-                f"{self.variant.patch}: set data.init_args.patch_size to {self.variant.patch}"
-            )
-        return pack(tokens) if self.layout == "packed" else tokens
-
-    def _keep(self, batch: ImageBatch, pixels: Tokens) -> Tensor | None:
+    def _keep(self, batch: ImageBatch) -> Tensor | None:
         depth = self.variant.decoder.depth
         if self.drop_path == 0 or not self.training:
             return None
@@ -373,7 +298,7 @@ class ViTokV2(pl.LightningModule):
         self._evaluate(batch, self.test_metrics)
 
     def _evaluate(self, batch: ImageBatch, metrics: MetricCollection) -> None:
-        pixels = self._arranged(batch.images)
+        pixels = self.arrange(batch.images)
         decoded = self.network(pixels, window_radius=self.window_radius).pixels
         metrics.update(unpatchify(decoded), unpatchify(pixels), batch.valid)
         self.log_dict(metrics, prog_bar=True, batch_size=len(batch))
@@ -388,7 +313,7 @@ class ViTokV2(pl.LightningModule):
         Returns:
             Two rows.
         """
-        pixels = self._arranged(batch.images)
+        pixels = self.arrange(batch.images)
         decoded = self.network(pixels, window_radius=self.window_radius).pixels
         images = [image.clamp(-1, 1).float() for image in unpatchify(decoded)]
         return [Pictures("original", unpatchify(pixels)), Pictures("reconstruction", images)]
@@ -403,7 +328,7 @@ class ViTokV2(pl.LightningModule):
         Returns:
             Originals, latents and reconstructions.
         """
-        pixels = self._arranged(batch.images)
+        pixels = self.arrange(batch.images)
         latents = self.encode(pixels)
         return Reconstructions(batch.key, batch.valid, unpatchify(pixels), latents, list(self.decode(latents)))
 
@@ -423,118 +348,13 @@ class ViTokV2(pl.LightningModule):
             total += 3 * 2 * self.dino.num_parameters * tokens
         return total
 
-    # ------------------------------------------------------------------ use
 
-    def encode(self, images: Tokens | Tensor | Image | Sequence[Tensor | Image]) -> Tokens:
-        """Latents of pictures of any sizes.
-
-        Args:
-            images: tokens of patches; or float (3, H, W), (B, 3, H, W) or a sequence of (3, H, W) in [-1, 1]; or PIL
-                pictures of any mode.
-
-        Returns:
-            Latents, values (B, L, c), with the places and sizes that ``decode`` needs.
-
-        Raises:
-            RuntimeError: the weights were never loaded or initialised.
-        """
-        self._require_weights()
-        if not isinstance(images, Tokens):
-            images = patchify(_as_images(images), self.variant.patch)
-        images = images.to(self.device)
-        if self.band_rows is None or self.window_radius is None:
-            return self.network.encode(images, self.window_radius)
-        single = split_images(images)
-        return join_images([encode_in_bands(self.network, one, self.window_radius, self.band_rows) for one in single])
-
-    def decode(self, latents: Tokens) -> Tensor | list[Tensor]:
-        """Pictures of latents.
-
-        Args:
-            latents: what ``encode`` gave, or a generator made.
-
-        Returns:
-            (B, 3, H, W) in [-1, 1] when all sizes are equal, else a list of (3, H, W).
-
-        Raises:
-            RuntimeError: the weights were never loaded or initialised.
-        """
-        self._require_weights()
-        latents = latents.to(self.device)
-        if self.band_rows is None or self.window_radius is None:
-            images = unpatchify(self.network.decode(latents, self.window_radius))
-        else:
-            bands = (
-                decode_in_bands(self.network, one, self.window_radius, self.band_rows) for one in split_images(latents)
-            )
-            images = [torch.cat(list(strips), dim=1) for strips in bands]
-        images = [image.clamp(-1, 1) for image in images]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
-
-    def _require_weights(self) -> None:
-        if next(self.network.parameters()).device.type == "meta":
-            raise RuntimeError(
-                "this model has no weights yet: use ViTokV2.from_pretrained(...) or ViTokV2.load_from_checkpoint(...), "
-                "or call configure_model() to start from random ones"
-            )
-
-    @classmethod
-    def from_pretrained(cls, source: str, window_radius: int | None = None, band_rows: int | None = None) -> Self:
-        """A model ready to encode and decode, in eval mode, gradients off.
-
-        Args:
-            source: published name (``5B-f16x64``), hub id, or a folder that ``save_pretrained`` wrote.
-            window_radius: see the constructor; 8 for pictures much larger than 512 pixels.
-            band_rows: see the constructor.
-
-        Returns:
-            The model on the CPU.
-
-        Raises:
-            MissingWeightsError: the weights cannot be found or fetched.
-            ValueError: the files are damaged or belong to another kind of model.
-        """
-        settings, state = read_folder(locate(source))
-        layout: Literal["packed", "padded"] = "packed" if settings.mask_padding else "padded"
-        model = cls(**dataclasses.asdict(settings), layout=layout, window_radius=window_radius, band_rows=band_rows)
-        require_fit(model.network, state, source)
-        model.network.load_state_dict(state, assign=True)
-        model._filled = True
-        return model.requires_grad_(False).eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the weights as safetensors under the published key names, with a ``config.json``.
-
-        Args:
-            folder: made if it does not exist.
-
-        Raises:
-            RuntimeError: the weights were never loaded or initialised.
-        """
-        self._require_weights()
-        write_folder(Path(folder), self.settings, self.network.state_dict())
-
-
-def _as_images(images: Tensor | Image | Sequence[Tensor | Image]) -> Tensor | list[Tensor]:
-    if isinstance(images, Tensor):
-        return images[None] if images.ndim == 3 else images
-    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    return [image if isinstance(image, Tensor) else _from_pil(image) for image in several]
-
-
-def _from_pil(image: Image) -> Tensor:
-    if not hasattr(image, "getexif"):
-        raise TypeError(
-            f"encode takes tensors in [-1, 1], PIL pictures or Tokens, got {type(image).__name__}: open files with "
-            "PIL.Image.open"
-        )
-    return from_picture(upright(image))
-
-
-def _require_sense(drop_path: float, eps: float, weights: tuple[float, float, float]) -> None:
+def _require_sense(drop_path: float, eps: float, weights: tuple[float, float, float], dino_chunk: int | None) -> None:
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is a probability below 1, got {drop_path}")
     if eps <= 0:
         raise ValueError(f"charbonnier_eps must be above 0 (its gradient at 0 would be infinite), got {eps}")
     if min(weights) < 0:
         raise ValueError(f"weights of the loss must be 0 (off) or more, got {min(weights)}")
+    if dino_chunk is not None and dino_chunk < 1:
+        raise ValueError(f"dino_chunk is a number of tiles, at least 1 (null for all at once), got {dino_chunk}")

@@ -22,7 +22,7 @@ class BudgetCurriculum(Callback):
     """Logs the token budget and the stage, says when they change, and stops at a batch that breaks the budget.
 
     Args:
-        stages: the curriculum; None = that of the data module (its attribute ``stages``).
+        stages: the curriculum; None = that of the data module (its ``curriculum``).
 
     Raises:
         ValueError: the curriculum has a hole or is empty.
@@ -36,7 +36,7 @@ class BudgetCurriculum(Callback):
         """Take the data module's curriculum where none was given."""
         if stage != "fit" or self.stages:
             return
-        stages: Sequence[BudgetStage] | None = getattr(getattr(trainer, "datamodule", None), "stages", None)
+        stages: Sequence[BudgetStage] | None = getattr(getattr(trainer, "datamodule", None), "curriculum", None)
         if not stages:
             raise TypeError(
                 "BudgetCurriculum was given no stages, and the data module has none; set stages under the callback or "
@@ -63,12 +63,13 @@ class BudgetCurriculum(Callback):
                 f"step {trainer.global_step}: token budget {stage.tokens}, {stage.global_batch_size} images per batch, "
                 f"{end} (stage {number + 1} of {len(self.stages)})"
             )
-        if isinstance(batch.images, Tokens):
-            most = _most_tokens(batch.images, stage.tokens)
-            if most > stage.tokens:
+        images, budget = getattr(batch, "images", None), max(stage.ladder, default=stage.tokens)
+        if isinstance(images, Tokens):
+            most = _most_tokens(images, budget)
+            if most > budget:
                 raise ValueError(
                     f"rank {trainer.global_rank}, step {trainer.global_step}, batch {batch_idx}: an image has {most} "
-                    f"tokens, but the budget of stage {number + 1} is {stage.tokens}; give the data module and this "
+                    f"tokens, but the budget of stage {number + 1} is {budget}; give the data module and this "
                     "callback the same stages"
                 )
         pl_module.log("budget/tokens", float(stage.tokens), batch_size=len(batch))

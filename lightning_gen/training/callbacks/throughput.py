@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,9 +22,13 @@ _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 @dataclasses.dataclass
 class _Window:
-    """What has been counted since ``start``; token counts stay on the device until they are read."""
+    """What has been counted since ``start``; token counts stay on the device until they are read.
+
+    ``waited`` is what the data module had waited by then; a pause moves ``start`` on.
+    """
 
     start: float
+    waited: float
     batches: int = 0
     images: int = 0
     places: int = 0
@@ -37,10 +41,14 @@ class Throughput(Callback):
 
     images/s = images of all ranks / seconds;  tokens/s counts real tokens only;
     padding = 1 - real tokens / places in the batch;
+    waiting = seconds in which the trainer waited for a batch / seconds, mean over ranks;
     utilisation = FLOPs of the model / (seconds * measured matrix-product rate of all devices)
 
-    The first batches (compilation, memory allocation) are left out, and so is the time of validation and of writing
-    checkpoints. Utilisation needs ``module.flops_per_step(batch)``; recomputation does not count as work, as usual.
+    Seconds are those of a clock on the wall. The first batches (compilation, memory allocation) are left out, and so is
+    the time of validation and of writing checkpoints; waiting for data is not. The share of waiting needs a data module
+    with ``counters()["wait_seconds"]`` (all of this package have it); without it the wait for the one batch after a
+    checkpoint goes unseen. Utilisation needs ``module.flops_per_step(batch)``; recomputation does not count as work, as
+    usual, and since the rate is measured in the dtype of autocast, float8 products can exceed 1.
 
     Args:
         window: batches per measurement, >= 1.
@@ -59,21 +67,22 @@ class Throughput(Callback):
         self._rate: Callable[[torch.device, torch.dtype], float] = matmul_rate
         self._unmeasured = warmup
         self._current: _Window | None = None
-        self._paused_at: float | None = None
+        self._paused: tuple[float, float] | None = None
         self._latest: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start over: a new fit compiles and allocates again."""
         self._unmeasured = self.warmup
-        self._current, self._paused_at, self._latest = None, None, {}
+        self._current, self._paused, self._latest = None, None, {}
         if self.warmup == 0:
-            self._current = _Window(self._clock())
+            self._current = _Window(self._clock(), _seconds_waited(trainer))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let the clock run on after an interruption."""
-        if self._current is not None and self._paused_at is not None:
-            self._current.start += self._clock() - self._paused_at
-        self._paused_at = None
+        """Let the clock run on after an interruption, which ended when the trainer began to wait for this batch."""
+        if self._current is not None and self._paused is not None:
+            began, waited = self._paused
+            self._current.start += self._clock() - began - (_seconds_waited(trainer) - waited)
+        self._paused = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,30 +97,31 @@ class Throughput(Callback):
                 self._current = None
         if self._current is None and self._unmeasured == 0:
             _synchronise(pl_module.device)
-            self._current = _Window(self._clock())
+            self._current = _Window(self._clock(), _seconds_waited(trainer))
         for name, value in self._latest.items():
             shown = name in ("images_per_second", "model_flop_utilisation")
             pl_module.log(f"throughput/{name}", value, prog_bar=shown, batch_size=_num_images(batch))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
-        self._pause(pl_module)
+        self._pause(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Stop the clock."""
-        self._pause(pl_module)
+        self._pause(trainer, pl_module)
 
-    def _pause(self, module: LightningModule) -> None:
-        if self._paused_at is None and self._current is not None:
+    def _pause(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._paused is None and self._current is not None:
             _synchronise(module.device)
-            self._paused_at = self._clock()
+            self._paused = self._clock(), _seconds_waited(trainer)
 
     def _count(self, window: _Window, module: LightningModule, batch: Any) -> None:
         window.batches += 1
         window.images += _num_images(batch)
-        if isinstance(batch.images, Tokens):
-            window.places += batch.images.mask.numel()
-            window.tokens = window.tokens + batch.images.mask.sum()
+        images = getattr(batch, "images", None)
+        if isinstance(images, Tokens):
+            window.places += images.mask.numel()
+            window.tokens = window.tokens + images.mask.sum()
         if isinstance(module, CountsFlops):
             window.flops += module.flops_per_step(batch)
 
@@ -121,11 +131,13 @@ class Throughput(Callback):
         rate = self._rate(module.device, _compute_dtype(str(trainer.precision))) if window.flops else 0.0
         # float64 holds any of these counts exactly enough; devices without it (mps) make do with float32.
         exact = torch.float32 if module.device.type == "mps" else torch.float64
-        mine = torch.tensor(
-            [window.images, float(window.tokens), window.places, window.flops, rate], dtype=exact, device=module.device
-        )
-        images, tokens, places, flops, all_rates = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        waiting = (_seconds_waited(trainer) - window.waited) / seconds
+        counts = [window.images, float(window.tokens), window.places, window.flops, rate, waiting]
+        mine = torch.tensor(counts, dtype=exact, device=module.device)
+        images, tokens, places, flops, all_rates, waiting = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
         measured = {"images_per_second": images / seconds}
+        if _counts_waiting(trainer):
+            measured["waiting_fraction"] = waiting / trainer.world_size
         if places:
             measured["tokens_per_second"] = tokens / seconds
             measured["padding_fraction"] = 1.0 - tokens / places
@@ -160,6 +172,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
             _synchronise(device)
             best = min(best, (time.perf_counter() - start) / 4)
     return 2.0 * size**3 / best
+
+
+def _counts_waiting(trainer: Trainer) -> bool:
+    return hasattr(getattr(trainer, "datamodule", None), "counters")
+
+
+def _seconds_waited(trainer: Trainer) -> float:
+    """What this rank has waited for training batches so far; 0 where nobody counts."""
+    if not _counts_waiting(trainer):
+        return 0.0
+    return float(cast(Any, trainer).datamodule.counters().get("wait_seconds", 0.0))
 
 
 def _num_images(batch: Any) -> int:

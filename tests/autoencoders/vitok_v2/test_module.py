@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +21,8 @@ from lightning_gen.cli import main
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.nn.tokens import patchify
 from lightning_gen.training.optim import AdamW
-from tests.autoencoders.vitok_v2.pictures import TINY, data, write_pictures
+from tests.autoencoders.vitok_v2.pictures import FOLDER, TINY, data, write_pictures
 from tests.harness import Recorder, TrainingChecks, fit, needs_cpu_fsdp2, two_processes
-
-FOLDER = Path(tempfile.gettempdir()) / "vitok-v2-test-pictures"
 
 
 def module(**settings: Any) -> ViTokV2:

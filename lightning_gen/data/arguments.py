@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning_gen.data.decode import MAX_PIXELS, Decoder
 from lightning_gen.data.joining import WeightedShards
 from lightning_gen.data.loader import StartMethod
+from lightning_gen.data.remote import RemoteOptions
 
 __all__ = ["DataArguments"]
 
@@ -41,7 +42,13 @@ class DataArguments(pl.LightningDataModule):
         verify: what is compared with the manifest before use: ``size`` of each tar when it is opened, or its ``sha256``
             before training begins.
         index_folder: where indices of foreign tars are kept; default beside them.
-        read_timeout: seconds one read may take.
+        access: ``indexed`` = exact epochs and resume; ``stream`` = training shards are read from front to back, for
+            tars without an index behind a network or a ``pipe:`` (statistical epochs, approximate resume).
+        stream_buffer: samples of a stream that each worker holds to mix them; 0 = the order of the tars.
+        cache_folder: where shards behind a network are kept; must be given for them unless they are streamed.
+        cache_bytes: most bytes kept there.
+        remote: limits and retries of the network; None = the defaults.
+        read_timeout: seconds one read of a disk may take.
         worker_timeout: seconds to wait for a batch.
 
     Raises:
@@ -68,15 +75,28 @@ class DataArguments(pl.LightningDataModule):
     exclude: str | None = None
     verify: Literal["size", "sha256"] = "size"
     index_folder: str | None = None
+    access: Literal["indexed", "stream"] = "indexed"
+    stream_buffer: int = 256
+    cache_folder: str | None = None
+    cache_bytes: int = 100 << 30
+    remote: RemoteOptions | None = None
     read_timeout: float = 120.0
     worker_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         super().__init__()
-        for name in ("num_workers", "max_bad_per_shard"):
+        for name in ("num_workers", "max_bad_per_shard", "stream_buffer"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}")
-        for name in ("passes", "block_shards", "prefetch_factor", "max_pixels", "val_batch_size", "canonical_streams"):
+        for name in (
+            "passes",
+            "block_shards",
+            "prefetch_factor",
+            "max_pixels",
+            "val_batch_size",
+            "canonical_streams",
+            "cache_bytes",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")

@@ -123,8 +123,8 @@ class LabelledFolder:
 class ImageFolderDataModule(ImageDataModule):
     """A folder per split, a folder per class below it, pictures at any depth below that.
 
-    Pictures that lie in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. The classes
-    are those of ``train``, in order of their names. For more than some ten thousand files pack shards instead
+    Pictures that lie in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. Classes are
+    those of ``train``, in order of their names. For more than some ten thousand files pack shards instead
     (``lightning data convert --from imagefolder``): they are read faster, and their index knows every picture's size.
     """
 
@@ -142,7 +142,8 @@ class ImageFolderDataModule(ImageDataModule):
         return []
 
     @classmethod
-    def _missing(cls, name: str, where: Any) -> list[str]:
+    def _missing(cls, name: str, where: Any, streamed: bool) -> list[str]:
+        del streamed
         if where is None or Path(str(where)).is_dir():
             return []
         return [f"data.{name}: there is no folder {where}"]

@@ -22,11 +22,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.tarfiles import split_name, walk
+from lightning_gen.data.tarfiles import split_name, walk_file
 
-__all__ = ["PICTURE_FIELDS", "ShardIndex", "index_tar", "picture_field", "picture_fields", "replace_file"]
+__all__ = [
+    "INDEX_FORMAT",
+    "PICTURE_FIELDS",
+    "ShardIndex",
+    "index_file",
+    "index_tar",
+    "picture_field",
+    "picture_fields",
+    "replace_file",
+]
 
-_MAGIC = b"lg-wds idx 2\n"
+INDEX_FORMAT = "lg-wds idx 2"
+_MAGIC = f"{INDEX_FORMAT}\n".encode()
 PICTURE_FIELDS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm")
 
 
@@ -227,20 +237,48 @@ def index_tar(path: str | os.PathLike[str], measure: Callable[[BinaryIO], tuple[
     Raises:
         ShardError: the tar is damaged, a sample has the same field twice, or its members are not adjacent.
     """
+    try:
+        with open(path, "rb") as file:
+            return index_file(file, str(path), os.fstat(file.fileno()).st_size, measure)
+    except OSError as error:
+        raise ShardError(f"shard {path} cannot be read: {error.strerror or error}") from None
+
+
+def index_file(
+    file: BinaryIO, name: str, total: int, measure: Callable[[BinaryIO], tuple[int, int]] | None = None
+) -> ShardIndex:
+    """Index an open tar, wherever its bytes come from. Reads go forward, but for what ``measure`` does in a picture.
+
+    Args:
+        file: the tar, to read and to seek in.
+        name: what to call it in messages.
+        total: its bytes.
+        measure: see :func:`index_tar`. A picture whose header cannot be read keeps an unknown size and is judged when
+            it is used.
+
+    Returns:
+        The index.
+
+    Raises:
+        ShardError: see :func:`index_tar`.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    shapes: dict[str, dict[str, tuple[int, int]]] = {}
     last = ""
-    for member in walk(path):
+    for member in walk_file(file, name, total):
         split = split_name(member.name)
         if split is None or _is_meta(split[0]):
             continue
         key, field = split
         if key in samples and (key != last or field in samples[key]):
             why = f"holds {member.name} twice" if field in samples[key] else f"has the members of {key} apart"
-            raise ShardError(f"shard {path} {why}: the members of a sample must be adjacent and differ")
+            raise ShardError(f"shard {name} {why}: the members of a sample must be adjacent and differ")
         samples.setdefault(key, {})[field] = (member.offset, member.size)
         last = key
-    shapes = _measured(path, samples, measure) if measure is not None else {}
-    return ShardIndex.from_samples(samples, shapes, os.path.getsize(path))
+        if measure is not None and picture_fields((field,)):
+            with contextlib.suppress(ValueError), io.BufferedReader(_Part(file, member.offset, member.size)) as part:
+                shapes.setdefault(key, {})[field] = measure(part)
+    return ShardIndex.from_samples(samples, shapes, total)
 
 
 def _is_meta(key: str) -> bool:
@@ -248,27 +286,11 @@ def _is_meta(key: str) -> bool:
     return base.startswith("__") and base.endswith("__")
 
 
-def _measured(
-    path: str | os.PathLike[str],
-    samples: Mapping[str, Mapping[str, tuple[int, int]]],
-    measure: Callable[[BinaryIO], tuple[int, int]],
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Sizes of the pictures whose header can be read; the others stay unknown and are judged when they are used."""
-    shapes = dict[str, dict[str, tuple[int, int]]]()
-    with open(path, "rb") as file:
-        for key, fields in samples.items():
-            shapes[key] = {}
-            for field in picture_fields(fields):
-                with contextlib.suppress(ValueError), io.BufferedReader(_Part(file.fileno(), *fields[field])) as part:
-                    shapes[key][field] = measure(part)
-    return shapes
-
-
 class _Part(io.RawIOBase):
     """A stretch of an open file as a file of its own: whoever reads a header from it reads no more than that."""
 
-    def __init__(self, handle: int, offset: int, size: int) -> None:
-        self._handle, self._offset, self._size, self._position = handle, offset, size, 0
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
 
     def readable(self) -> bool:
         return True
@@ -286,7 +308,8 @@ class _Part(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._size - self._position))
-        data = os.pread(self._handle, size, self._offset + self._position)
+        self._file.seek(self._offset + self._position)
+        data = self._file.read(size)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning_gen.data.manifest import Manifest
+from lightning_gen.data.remote_urls import is_remote
 
 __all__ = ["WeightedShards", "join_manifests", "weighted"]
 
@@ -70,6 +72,12 @@ def join_manifests(manifests: Sequence[Manifest], names: Sequence[str]) -> Manif
     shards = []
     for manifest, name in zip(manifests, names, strict=True):
         for number, shard in enumerate(manifest.shards):
-            tar, idx = manifest.tar_path(number).absolute(), manifest.idx_path(number).absolute()
-            shards.append(dataclasses.replace(shard, url=str(tar), idx=str(idx), set=name))
+            tar, *others = [_absolute(place) for place in manifest.tar_locations(number)]
+            idx = _absolute(manifest.idx_location(number))
+            shards.append(dataclasses.replace(shard, url=tar, idx=idx, alternates=tuple(others), set=name))
+    # The shards stand by themselves: nothing is relative to the folder of one of the sets.
     return Manifest("+".join(names), manifests[0].folder, tuple(shards), manifests[0].schema, "a mixture")
+
+
+def _absolute(location: str) -> str:
+    return location if is_remote(location) else str(Path(location).absolute())

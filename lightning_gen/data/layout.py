@@ -127,7 +127,7 @@ class Layout:
             raise ValueError("a ladder of token budgets needs a single data set, not a mixture")
         if self._shapes == 1:
             mixed = (sets, seeds, weights, stage.tokens, size, self.block_shards, self.passes)
-            return SampleMixture(*mixed, shape=self._shape)
+            return SampleMixture(*mixed, shape=self.shape)
         orders = [self._order(stage, shards, seed, 1) for shards, seed in zip(sets, seeds, strict=True)]
         return BatchMixture(orders, weights, size, self.passes)
 
@@ -151,7 +151,8 @@ class Layout:
         return len(self.buckets.shapes) if self.buckets is not None else 1
 
     @property
-    def _shape(self) -> tuple[int, int] | None:
+    def shape(self) -> tuple[int, int] | None:
+        """The shape of every picture where there is a single one."""
         return self.buckets.shapes[0] if self.buckets is not None else None
 
     @functools.cached_property
@@ -165,12 +166,12 @@ class Layout:
             if size % self.repeats or stage.ladder:
                 raise ValueError(f"the batch of {size} rows is not a whole number of groups of {self.repeats} repeats")
             part = size // self.repeats
-            plain = PlainOrder(shards, seed, tokens, part, math.gcd(streams, part), self.block_shards, self._shape)
+            plain = PlainOrder(shards, seed, tokens, part, math.gcd(streams, part), self.block_shards, self.shape)
             return RepeatOrder(plain, self.repeats, seed)
         if stage.ladder:
             return LadderOrder(shards, seed, stage.ladder, stage.batches, self.block_shards)
         if self.buckets is None or self._shapes == 1:
-            return PlainOrder(shards, seed, tokens, size, streams, self.block_shards, self._shape)
+            return PlainOrder(shards, seed, tokens, size, streams, self.block_shards, self.shape)
         return BucketOrder(shards, self._bucket, self.buckets.shapes, seed, tokens, size, self.block_shards)
 
     def allowed(self, min_size: int | None) -> npt.NDArray[np.bool_]:

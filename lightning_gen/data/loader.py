@@ -16,13 +16,14 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gen.data.cache import CacheError
 from lightning_gen.data.dataset import Collate, Report, Request, SampleDataset
 from lightning_gen.data.order import Step
 from lightning_gen.data.plan import EvaluationPlan, Plan, rank_part
 from lightning_gen.data.quarantine import DataError, Quarantine
 from lightning_gen.data.resume import Position, resume
 
-__all__ = ["BatchFactory", "Counters", "EvaluationLoader", "PadTo", "PlanLoader", "StartMethod"]
+__all__ = ["BatchFactory", "Batches", "Counters", "EvaluationLoader", "PadTo", "PlanLoader", "StartMethod"]
 
 PadTo = Literal["budget", "longest"]
 _Padding = Literal["budget", "longest", "rank"]
@@ -148,7 +149,7 @@ class BatchFactory:
             began = time.perf_counter()
             try:
                 batch, report = cast("tuple[Any, Report]", next(iterator))
-            except DataError as error:
+            except (DataError, CacheError) as error:
                 raise DataError(_last_line(error)) from None
             except RuntimeError as error:
                 raise DataError(self._lost(plan, number, name, error)) from None
@@ -182,10 +183,18 @@ class BatchFactory:
                 stopping.join(_STOP_SECONDS)
 
 
-def _last_line(error: DataError) -> str:
+def _last_line(error: DataError | CacheError) -> str:
     """The message itself: an error from a worker comes wrapped in the worker's traceback."""
     text = str(error)
     return text.rsplit("Error: ", 1)[-1].strip() if "Traceback" in text else text
+
+
+class Batches(Protocol):
+    """Whatever gives the batches of a plan."""
+
+    def batches(self, plan: Any, start: int, name: str) -> Iterator[Any]:
+        """Batches from a step on."""
+        ...
 
 
 class PlanLoader:
@@ -196,7 +205,7 @@ class PlanLoader:
         factory: the workers.
     """
 
-    def __init__(self, plan: Plan, factory: BatchFactory) -> None:
+    def __init__(self, plan: Plan, factory: Batches) -> None:
         self.plan = plan
         self.factory = factory
         self.start = 0
@@ -274,7 +283,7 @@ class EvaluationLoader:
         factory: the workers.
     """
 
-    def __init__(self, plan: EvaluationPlan, factory: BatchFactory) -> None:
+    def __init__(self, plan: EvaluationPlan, factory: Batches) -> None:
         self.plan = plan
         self.factory = factory
 

@@ -268,8 +268,8 @@ def verify_shards(manifest: Manifest, hashes: bool = False, options: RemoteOptio
 
     Args:
         manifest: what should be there.
-        hashes: read every local tar and compare its sha256, where the manifest has one; False = compare sizes. Of remote
-            tars the size is compared; their hash is when they enter a cache.
+        hashes: read every local tar and compare its sha256, where the manifest has one; False = compare sizes. The
+            hash of a remote tar is compared when it enters a cache, here only its size.
         options: limits of the network.
 
     Returns:

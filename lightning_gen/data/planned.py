@@ -12,24 +12,27 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 import torch
 
 from lightning_gen.data.arguments import DataArguments
 from lightning_gen.data.buckets import AspectBuckets
+from lightning_gen.data.cache import ShardCache
 from lightning_gen.data.dataset import Pools, Recipe, SampleDataset
 from lightning_gen.data.finding import find_manifest, missing_data
 from lightning_gen.data.joining import join_manifests, weighted
 from lightning_gen.data.layout import Layout, MixedSet
-from lightning_gen.data.loader import BatchFactory, Counters, EvaluationLoader, PadTo, PlanLoader
-from lightning_gen.data.manifest import verify_shards
+from lightning_gen.data.loader import BatchFactory, Counters, EvaluationLoader, PadTo, PlanLoader, StartMethod
+from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.order import Indices
 from lightning_gen.data.plan import EvaluationPlan, Planner
 from lightning_gen.data.quarantine import DataError, Quarantine, ShardError, read_quarantine
 from lightning_gen.data.shards import IndexedShards
-from lightning_gen.data.sources import Source
+from lightning_gen.data.sources import ShardSource, Source
+from lightning_gen.data.stream_loader import StreamFactory, StreamSource
+from lightning_gen.data.streaming import StreamShards
 from lightning_gen.data.trainer_link import TrainerLink, rank_and_world
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.needs import DataNeeds
@@ -56,6 +59,14 @@ class Opened:
     sets: Sequence[MixedSet] = ()
 
 
+class _Workers(TypedDict):
+    num_workers: int
+    timeout: float
+    start_method: StartMethod | None
+    pin_memory: bool
+    prefetch_factor: int
+
+
 @dataclass(eq=False, repr=False)
 class PlannedDataModule(DataArguments, abc.ABC):
     """Samples of tar shards, in an order that any restart, world size or worker count keeps.
@@ -68,7 +79,7 @@ class PlannedDataModule(DataArguments, abc.ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._opened: dict[str, Opened] = {}
-        self._factories: dict[tuple[str, int, int], BatchFactory] = {}
+        self._factories: dict[tuple[str, int, int], BatchFactory | StreamFactory] = {}
         self._link = TrainerLink()
 
     @property
@@ -100,14 +111,39 @@ class PlannedDataModule(DataArguments, abc.ABC):
 
     def _open(self, split: Split) -> Opened:
         """Find the shards of a split."""
+        if split == "train" and self.access == "stream":
+            return self._open_stream()
         sets = weighted(getattr(self, split))
-        manifest = join_manifests(
-            [find_manifest(part.shards, self.index_folder) for part in sets], [part.name for part in sets]
-        )
+        manifest = join_manifests([self._find(part.shards) for part in sets], [part.name for part in sets])
         sizes = [sum(shard.set == part.name for shard in manifest.shards) for part in sets]
         mixed = [MixedSet(n, part.weight) for n, part in zip(sizes, sets, strict=True)] if len(sets) > 1 else ()
-        source = self._source(IndexedShards(manifest, timeout=self.read_timeout))
+        source = self._source(IndexedShards(manifest, timeout=self.read_timeout, cache=self._cache))
         return Opened(source, [shard.num_samples for shard in manifest.shards], manifest.fingerprint, mixed)
+
+    def _find(self, where: str, progress: bool = False) -> Manifest:
+        return find_manifest(where, self.index_folder, progress, options=self.remote, cache=self._cache)
+
+    @functools.cached_property
+    def _cache(self) -> ShardCache | None:
+        return ShardCache(self.cache_folder, self.cache_bytes, self.remote) if self.cache_folder is not None else None
+
+    def _open_stream(self) -> Opened:
+        """Streamed training shards, of which nothing is known but how many samples they hold."""
+        chooses = type(self)._left_out is not PlannedDataModule._left_out
+        planned = {
+            "a list of sets": not isinstance(self.train, str),
+            "exclude": self.exclude is not None,
+            "bucket_step": self.buckets is not None and len(self.buckets.shapes) > 1,
+            "min_size or ladder": any(stage.min_size or stage.ladder for stage in self.curriculum),
+            f"{type(self).__name__}, which chooses samples": chooses,
+        }
+        if bad := [name for name, asked in planned.items() if asked]:
+            raise ValueError(
+                f"data.access: stream reads samples as they come, nothing can be planned for {', '.join(bad)}: index "
+                "the shards (lightning data index) and use access: indexed"
+            )
+        shards = StreamShards.find(cast(str, self.train), shuffle_buffer=self.stream_buffer, options=self.remote)
+        return Opened(StreamSource(shards), [len(shards)], shards.fingerprint)
 
     @property
     def _padding(self) -> PadTo:
@@ -128,13 +164,14 @@ class PlannedDataModule(DataArguments, abc.ABC):
         places: list[tuple[str, str | None]] = [(name, init_args.get(name)) for name in ("val", "predict")]
         train = init_args.get("train")
         places += [("train", train)] if isinstance(train, str) else [("train", s.shards) for s in weighted(train)]
-        missing = [line for name, where in places for line in cls._missing(name, where)]
+        streamed = init_args.get("access") == "stream"
+        missing = [line for name, where in places for line in cls._missing(name, where, streamed and name == "train")]
         return DataNeeds(largest.tokens * largest.global_batch_size, largest.global_batch_size, tuple(missing))
 
     @classmethod
-    def _missing(cls, name: str, where: str | None) -> list[str]:
+    def _missing(cls, name: str, where: str | None, streamed: bool) -> list[str]:
         """What one place lacks, one sentence each."""
-        return missing_data(name, where)
+        return missing_data(name, where, streamed=streamed)
 
     @classmethod
     @abc.abstractmethod
@@ -148,9 +185,9 @@ class PlannedDataModule(DataArguments, abc.ABC):
             ShardError: shards are missing, damaged or differ from the manifest.
         """
         for where in self._places():
-            manifest = find_manifest(where, self.index_folder, progress=True)
+            manifest = self._find(where, progress=True)
             if self.verify == "sha256":
-                problems = verify_shards(manifest, hashes=True)
+                problems = verify_shards(manifest, hashes=True, options=self.remote)
                 if problems:
                     raise ShardError("; ".join(problems[:8]) + ". Fetch them again")
 
@@ -297,7 +334,7 @@ class PlannedDataModule(DataArguments, abc.ABC):
         }
 
     def _places(self) -> list[str]:
-        train = [part.shards for part in weighted(self.train)]
+        train = [part.shards for part in weighted(self.train)] if self.access == "indexed" else []
         return [*train, *(where for where in (self.val, self.predict) if where is not None)]
 
     def _set(self, split: Split) -> Opened:
@@ -340,24 +377,28 @@ class PlannedDataModule(DataArguments, abc.ABC):
         group = self._layout.groups()
         return None if group is None and allowed.all() else Pools(group, allowed)
 
-    def _factory(self, split: Split, rank: int, world: int) -> BatchFactory:
+    def _factory(self, split: Split, rank: int, world: int) -> BatchFactory | StreamFactory:
         if (split, rank, world) not in self._factories:
-            pin = self.pin_memory if self.pin_memory is not None else torch.cuda.is_available()
-            pools = self._pools() if split == "train" else None
-            dataset = SampleDataset(self._set(split).source, self._recipe(split), self.seed, pools=pools)
-            self._factories[split, rank, world] = BatchFactory(
-                dataset,
-                rank,
-                world,
-                Quarantine(len(dataset), self.max_bad_fraction, self.max_bad_per_shard, self._list(split, rank)),
-                pad_to=self._padding,
-                num_workers=self.num_workers,
-                timeout=self.worker_timeout,
-                start_method=self.start_method,
-                pin_memory=pin,
-                prefetch_factor=self.prefetch_factor,
-            )
+            self._factories[split, rank, world] = self._make_factory(split, rank, world)
         return self._factories[split, rank, world]
+
+    def _make_factory(self, split: Split, rank: int, world: int) -> BatchFactory | StreamFactory:
+        source, recipe = self._set(split).source, self._recipe(split)
+        bounds = (self.max_bad_fraction, self.max_bad_per_shard)
+        quarantine = Quarantine(len(source), *bounds, self._list(split, rank))
+        workers = _Workers(
+            num_workers=self.num_workers,
+            timeout=self.worker_timeout,
+            start_method=self.start_method,
+            pin_memory=self.pin_memory if self.pin_memory is not None else torch.cuda.is_available(),
+            prefetch_factor=self.prefetch_factor,
+        )
+        if isinstance(source, StreamSource):
+            fields = cast("ShardSource[Any]", self._source(cast("IndexedShards", source.shards)))
+            return StreamFactory(fields, recipe, self.seed, rank, world, quarantine, **workers)
+        pools = self._pools() if split == "train" else None
+        dataset = SampleDataset(source, recipe, self.seed, pools=pools)
+        return BatchFactory(dataset, rank, world, quarantine, pad_to=self._padding, **workers)
 
     def _list(self, split: str, rank: int) -> Path | None:
         if self.trainer is None:

@@ -278,9 +278,9 @@ class PromptDataModule(PlannedDataModule):
         return super()._open(split)
 
     @classmethod
-    def _missing(cls, name: str, where: str | None) -> list[str]:
+    def _missing(cls, name: str, where: str | None, streamed: bool) -> list[str]:
         if where is None or not _is_file(where):
-            return super()._missing(name, where)
+            return super()._missing(name, where, streamed)
         return [] if Path(where).is_file() else [f"data.{name}: there is no file {where}"]
 
     def _make_layout(self) -> Layout:

@@ -64,7 +64,7 @@ class Quarantine:
         max_bad_per_shard: bad samples allowed in one shard; a shard that is damaged as a whole counts towards the
             fraction only.
         path: file that gets one JSON line per bad sample or shard; None = only count. Lines already there are known
-            and are not written twice.
+            and are not written twice. Processes that share the file share the count. May be pickled.
     """
 
     def __init__(
@@ -82,14 +82,13 @@ class Quarantine:
         self.path = Path(path) if path is not None else None
         self._seen: set[tuple[str, str]] = set()
         self._per_shard: Counter[str] = Counter()
-        self._bad = 0
-        if self.path is not None and self.path.exists():
-            for line in _lines(self.path):
-                self._count(line)
+        self._bad = self._known = 0
+        self._refresh()
 
     @property
     def bad(self) -> int:
         """Distinct bad samples so far; a damaged shard counts with all its samples."""
+        self._refresh()
         return self._bad
 
     @property
@@ -106,6 +105,7 @@ class Quarantine:
         Raises:
             DataError: more bad samples than ``max_bad_fraction`` or ``max_bad_per_shard`` allow.
         """
+        self._refresh()
         if not self._count(sample):
             return
         which = f"sample {sample.key} of {sample.shard}" if sample.key else f"{sample.shard} ({sample.samples} samples)"
@@ -120,6 +120,19 @@ class Quarantine:
             finally:
                 os.close(handle)
         self._check(sample)
+
+    def _refresh(self) -> None:
+        """Count what other processes wrote since the last look."""
+        if self.path is None or not self.path.exists() or self.path.stat().st_size <= self._known:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._known)
+            data = file.read()
+        # A line that is being written is left for the next look.
+        end = data.rfind(b"\n") + 1
+        for line in _lines(self.path, data[:end].decode("utf-8")):
+            self._count(line)
+        self._known += end
 
     def _count(self, sample: BadSample) -> bool:
         name = (sample.shard, sample.key)
@@ -163,11 +176,12 @@ def read_quarantine(path: str | os.PathLike[str]) -> frozenset[tuple[str, str]]:
     """
     if not Path(path).is_file():
         raise DataError(f"there is no quarantine list at {path}")
-    return frozenset((line.shard, line.key) for line in _lines(Path(path)))
+    lines = _lines(Path(path), Path(path).read_text(encoding="utf-8"))
+    return frozenset((line.shard, line.key) for line in lines)
 
 
-def _lines(path: Path) -> Iterable[BadSample]:
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+def _lines(path: Path, content: str) -> Iterable[BadSample]:
+    for number, text in enumerate(content.splitlines(), 1):
         if not text.strip():
             continue
         try:

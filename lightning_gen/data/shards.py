@@ -12,19 +12,25 @@ import mmap
 import os
 import queue
 import random
-import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_gen.data.access import Consumer, Pass, StreamSample, indexed_stream
 from lightning_gen.data.index import ShardIndex
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.quarantine import ShardError
+from lightning_gen.data.quarantine import Quarantine, ShardError
+from lightning_gen.data.reading import ReadingThread
+from lightning_gen.data.remote_urls import is_remote, shown
+
+if TYPE_CHECKING:
+    from lightning_gen.data.cache import ShardCache
 
 __all__ = ["IndexedShards", "ReadError"]
 
@@ -35,41 +41,16 @@ class ReadError(ShardError):
 
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _Open = tuple[int, mmap.mmap]
-_Asked = queue.SimpleQueue[tuple[int, int, int] | None]
-_Answers = queue.SimpleQueue[bytes | OSError]
-
-
-def _serve(asked: _Asked, answers: _Answers) -> None:
-    while (place := asked.get()) is not None:
-        try:
-            answers.put(os.pread(*place))
-        except OSError as error:
-            answers.put(error)
-
-
-class _Reader:
-    """A thread that reads, so that somebody else can stop waiting for it.
-
-    A daemon: a thread that hangs in a dead file system must not keep the process from ending. It ends with its owner.
-    """
-
-    def __init__(self) -> None:
-        self._asked: _Asked = queue.SimpleQueue()
-        self._answers: _Answers = queue.SimpleQueue()
-        threading.Thread(target=_serve, args=(self._asked, self._answers), name="shard-read", daemon=True).start()
-        weakref.finalize(self, self._asked.put, None)
-
-    def read(self, handle: int, size: int, offset: int, timeout: float) -> bytes:
-        self._asked.put((handle, size, offset))
-        answer = self._answers.get(timeout=timeout)
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
 
 
 def _close(opened: _Open) -> None:
     opened[1].close()
     os.close(opened[0])
+
+
+def _close_all(files: OrderedDict[int, _Open]) -> None:
+    while files:
+        _close(files.popitem()[1])
 
 
 class IndexedShards:
@@ -83,13 +64,29 @@ class IndexedShards:
         max_open: tars kept open at a time.
         retries: how often a failed read is tried again, with growing pauses.
         timeout: seconds one read may take, None = for ever.
+        cache: where remote shards are brought before they are read; must be given if there are any.
+
+    Raises:
+        ValueError: remote shards without a cache.
     """
 
     def __init__(
-        self, manifest: Manifest, *, max_open: int = 128, retries: int = 2, timeout: float | None = 120.0
+        self,
+        manifest: Manifest,
+        *,
+        max_open: int = 128,
+        retries: int = 2,
+        timeout: float | None = 120.0,
+        cache: ShardCache | None = None,
     ) -> None:
+        if manifest.has_remote and cache is None:
+            raise ValueError(
+                f"the shards of {manifest.name} are remote: give a cache folder and its size limit, or copy them to a "
+                "local disk"
+            )
         self.manifest = manifest
         self.max_open = max_open
+        self.cache = cache
         self.retries = retries
         self.timeout = timeout
         self.retried = 0
@@ -99,8 +96,9 @@ class IndexedShards:
         self._indices: dict[int, ShardIndex] = {}
         self._damaged: dict[int, str] = {}
         self._probe = (bytearray(1),)
-        self._reader: _Reader | None = None
+        self._reader: ReadingThread | None = None
         self._process = os.getpid()
+        weakref.finalize(self, _close_all, self._files)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -120,7 +118,27 @@ class IndexedShards:
             ReadError: the disk does not answer.
         """
         shard, row = self.locate(index)
-        places = self.index(shard).places(row)
+        return self._fetch(shard, self.index(shard).places(row))
+
+    def field(self, index: int, name: str) -> bytes | None:
+        """One field of a sample, without its other ones.
+
+        Args:
+            index: global sample index.
+            name: of the field.
+
+        Returns:
+            Its bytes, None = the sample has no such field.
+
+        Raises:
+            ShardError: the shard is damaged.
+            ReadError: the disk does not answer.
+        """
+        shard, row = self.locate(index)
+        places = [place for place in self.index(shard).places(row) if place[0] == name]
+        return self._fetch(shard, places)[name] if places else None
+
+    def _fetch(self, shard: int, places: list[tuple[str, int, int]]) -> dict[str, bytes]:
         handle, mapped = self._file(shard)
         end = max([last for _, _, last in places])
         if self._is_at_hand(handle, end):
@@ -162,20 +180,22 @@ class IndexedShards:
         shard, row = self.locate(index)
         return self.index(shard).key(row)
 
-    def sizes(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def sizes(self, indices: Sequence[int] | npt.NDArray[np.int64], stem: str = "") -> npt.NDArray[np.int64]:
         """Sizes of pictures as the index has them.
 
         Args:
             indices: global sample indices.
+            stem: which picture where a sample has several, see :func:`lightning_gen.data.index.picture_field`.
 
         Returns:
             int64, (len(indices), 2), height and width, 0 = unknown.
         """
-        out = np.empty((len(indices), 2), np.int64)
-        for number, index in enumerate(indices):
-            shard, row = self.locate(int(index))
-            table = self.index(shard)
-            out[number] = table.heights[row], table.widths[row]
+        wanted = np.asarray(indices, np.int64)
+        out = np.empty((len(wanted), 2), np.int64)
+        owners = np.searchsorted(self._starts, wanted, side="right") - 1
+        for shard in np.unique(owners).tolist():
+            mine = owners == shard
+            out[mine] = self.index(shard).shapes(stem)[wanted[mine] - self._starts[shard]]
         return out
 
     def index(self, shard: int) -> ShardIndex:
@@ -192,20 +212,38 @@ class IndexedShards:
         """
         if shard in self._indices:
             return self._indices[shard]
-        path, record = self.manifest.idx_path(shard), self.manifest.shards[shard]
-        try:
-            table = ShardIndex.from_bytes(path.read_bytes(), path)
-        except OSError as error:
-            raise ShardError(f"index {path} cannot be read: {error.strerror or error}. Write or index again") from None
+        location, record = self.manifest.idx_location(shard), self.manifest.shards[shard]
+        path = shown(location)
+        if is_remote(location):
+            assert self.cache is not None
+            data = self.cache.index(self.manifest, shard)
+        else:
+            data = self._local_index(Path(location))
+        table = ShardIndex.from_bytes(data, path)
         if len(table) != record.num_samples or table.tar_bytes != record.bytes:
             raise ShardError(f"index {path} does not belong to the manifest of {record.name}: write or index again")
         self._indices[shard] = table
         return table
 
+    def sample_stream(
+        self, consumer: Consumer, quarantine: Quarantine, which: Pass, endless: bool = False
+    ) -> Iterator[StreamSample]:
+        """The samples of a pass, dealt to ranks and workers; see :func:`lightning_gen.data.access.indexed_stream`.
+
+        Args:
+            consumer: who reads.
+            quarantine: is told of bad samples.
+            which: the pass.
+            endless: do not end after the consumer's share.
+
+        Returns:
+            The samples, each at most once in a pass.
+        """
+        return indexed_stream(self, consumer, quarantine, which, endless)
+
     def close(self) -> None:
         """Close every open file; reading again opens what it needs."""
-        while self._files:
-            _close(self._files.popitem()[1])
+        _close_all(self._files)
         self._indices.clear()
         self._reader = None
 
@@ -215,11 +253,15 @@ class IndexedShards:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        path, record = self.manifest.tar_path(shard), self.manifest.shards[shard]
-        try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise self._damage(shard, f"shard {path} cannot be opened: {error.strerror or error}") from None
+        location, record = self.manifest.tar_location(shard), self.manifest.shards[shard]
+        path = shown(location)
+        if is_remote(location):
+            handle = self._cached(shard)
+        else:
+            try:
+                handle = os.open(location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise self._damage(shard, f"shard {path} cannot be opened: {error.strerror or error}") from None
         size = os.fstat(handle).st_size
         if size != record.bytes:
             os.close(handle)
@@ -231,6 +273,24 @@ class IndexedShards:
         while len(self._files) > self.max_open:
             _close(self._files.popitem(last=False)[1])
         return handle, mapped
+
+    def _cached(self, shard: int) -> int:
+        """A shard of the cache. What is open stays there, also beyond its limit: nothing else is held on to."""
+        assert self.cache is not None
+        _close_all(self._files)
+        before = self.cache.retried
+        try:
+            return self.cache.open(self.manifest, shard)
+        except ShardError as error:
+            raise self._damage(shard, str(error)) from None
+        finally:
+            self.retried += self.cache.retried - before
+
+    def _local_index(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ShardError(f"index {path} cannot be read: {error.strerror or error}. Write or index again") from None
 
     def _damage(self, shard: int, reason: str) -> ShardError:
         self._damaged[shard] = reason
@@ -265,7 +325,7 @@ class IndexedShards:
             return os.pread(handle, size, offset)
         if self._reader is None or self._process != os.getpid():
             # Threads do not survive a fork; open files do.
-            self._reader, self._process = _Reader(), os.getpid()
+            self._reader, self._process = ReadingThread(), os.getpid()
         try:
             return self._reader.read(handle, size, offset, self.timeout)
         except queue.Empty:
@@ -274,7 +334,7 @@ class IndexedShards:
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("manifest", "max_open", "retries", "timeout")
+        names = ("manifest", "max_open", "retries", "timeout", "cache")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -7,15 +7,27 @@ same, since they are the mark of a hostile file.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lightning_gen.data.quarantine import ShardError
 
-__all__ = ["Member", "end_archive", "split_name", "walk", "write_member"]
+__all__ = [
+    "CheckedTar",
+    "Member",
+    "describe_start",
+    "end_archive",
+    "safe_name",
+    "split_name",
+    "walk",
+    "walk_bytes",
+    "walk_file",
+    "write_member",
+]
 
 _BLOCK = 512
 # WebDataset's rule: the key ends at the first dot of the base name, the rest is the field.
@@ -96,12 +108,44 @@ def walk(path: str | os.PathLike[str]) -> Iterator[Member]:
     """
     try:
         with open(path, "rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            if total == 0:
-                raise ShardError(f"shard {path} is empty (0 bytes): fetch or write it again")
-            yield from _members(file, str(path), total)
+            yield from walk_file(file, str(path), os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise ShardError(f"shard {path} cannot be read: {error.strerror or error}") from None
+
+
+def walk_file(file: BinaryIO, name: str, total: int) -> Iterator[Member]:
+    """Visit the headers of an open tar, wherever its bytes come from.
+
+    Args:
+        file: the tar; only its headers are read, and it may be sought in between two members.
+        name: what to call it in messages.
+        total: its bytes.
+
+    Yields:
+        Its regular files, see :func:`walk`.
+
+    Raises:
+        ShardError: see :func:`walk`.
+    """
+    if total == 0:
+        raise ShardError(f"shard {name} is empty (0 bytes): fetch or write it again")
+    yield from _members(file, name, total)
+
+
+def walk_bytes(data: bytes, name: str) -> Iterator[Member]:
+    """Visit the members of a piece of a tar in memory, for instance those of one sample.
+
+    Args:
+        data: whole headers and contents, without an end mark.
+        name: where the piece comes from, for messages.
+
+    Yields:
+        Its regular files, with offsets into the piece.
+
+    Raises:
+        ShardError: the piece is cut or not a piece of a tar.
+    """
+    yield from _members(io.BytesIO(data + b"\0" * _BLOCK), name, len(data))
 
 
 def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
@@ -126,7 +170,7 @@ def _members(file: BinaryIO, path: str, total: int) -> Iterator[Member]:
                     f"{total}. Fetch it again"
                 )
             if kind in (b"0", b"\0", b"7"):
-                yield Member(_safe(name, path), start, size)
+                yield Member(safe_name(name, path), start, size)
             override = {}
         position = start + size + -size % _BLOCK
 
@@ -137,7 +181,8 @@ def _parse(header: bytes, path: str, position: int) -> tuple[bytes, str, int]:
     except ValueError:
         stated = -1
     if stated != sum(header[:148]) + 8 * 32 + sum(header[156:]):
-        raise ShardError(f"shard {path} is not a tar at byte {position}{_guess(header)}. Fetch or write it again")
+        what = describe_start(header) or ": the header's checksum is wrong"
+        raise ShardError(f"shard {path} is not a tar at byte {position}{what}. Fetch or write it again")
     size_field = header[124:136]
     if size_field[0] & 0x80:
         size = int.from_bytes(bytes([size_field[0] & 0x7F]) + size_field[1:], "big")
@@ -150,13 +195,21 @@ def _parse(header: bytes, path: str, position: int) -> tuple[bytes, str, int]:
     return header[156:157], name, size
 
 
-def _guess(header: bytes) -> str:
+def describe_start(header: bytes) -> str:
+    """What a file seems to be that is no tar.
+
+    Args:
+        header: its first bytes.
+
+    Returns:
+        A clause that begins with a colon, for the end of a sentence; empty = it could be anything.
+    """
     start = header[:64].lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         return ": it starts like a web page, probably an error message saved by a download"
     if header[:2] == b"\x1f\x8b" or header[:4] == b"\x28\xb5\x2f\xfd":
         return ": it is compressed; decompress it, random access needs a plain tar"
-    return ": the header's checksum is wrong"
+    return ""
 
 
 def _pax(data: bytes, path: str) -> dict[str, str]:
@@ -175,8 +228,94 @@ def _pax(data: bytes, path: str) -> dict[str, str]:
     return records
 
 
-def _safe(name: str, path: str) -> str:
+def safe_name(name: str, path: str) -> str:
+    """Refuse the name of a member that climbs out of its archive.
+
+    Args:
+        name: as it stands in the header.
+        path: the archive, for the message.
+
+    Returns:
+        The name without a leading ``./``.
+
+    Raises:
+        ShardError: the name is absolute or climbs.
+    """
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match("[A-Za-z]:$", parts[0]):
         raise ShardError(f"shard {path} holds the name {name!r}, which climbs out of the archive: do not use this file")
     return name[2:] if name.startswith("./") else name
+
+
+class CheckedTar(io.RawIOBase):
+    """A stream of a tar that notices what readers of streams pass over in silence: a wrong header, a missing end.
+
+    Everything before the damage is delivered; the error comes with the read after it.
+
+    Args:
+        stream: the bytes, from the first one on.
+        name: what to call them in messages.
+    """
+
+    def __init__(self, stream: io.RawIOBase | io.BufferedReader, name: str) -> None:
+        super().__init__()
+        self._stream, self._name = stream, name
+        self._header, self._skip, self._position = b"", 0, 0
+        self._ended = False
+        self._error: ShardError | None = None
+
+    def __repr__(self) -> str:
+        """What it is called."""
+        return self._name
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read the next bytes.
+
+        Args:
+            buffer: where they go.
+
+        Returns:
+            How many; 0 = the end.
+
+        Raises:
+            ShardError: the tar is truncated or not a tar at the position that was reached.
+        """
+        if self._error is not None:
+            raise self._error
+        count = self._stream.readinto(buffer) or 0
+        if count == 0 and len(buffer) and not self._ended:
+            raise ShardError(
+                f"shard {self._name} is truncated: no end mark at byte {self._position}. Fetch or write it again"
+            )
+        good = self._look(memoryview(buffer)[:count])
+        if good == 0 and self._error is not None:
+            raise self._error
+        return good
+
+    def _look(self, data: memoryview) -> int:
+        """Follow the headers; how many bytes are good."""
+        at = 0
+        while at < len(data) and not self._ended:
+            step = min(self._skip or _BLOCK - len(self._header), len(data) - at)
+            if self._skip:
+                self._skip -= step
+            else:
+                self._header += bytes(data[at : at + step])
+            at += step
+            self._position += step
+            if len(self._header) == _BLOCK:
+                header, self._header = self._header, b""
+                if not header.strip(b"\0"):
+                    self._ended = True
+                    break
+                try:
+                    size = _parse(header, self._name, self._position - _BLOCK)[2]
+                except ShardError as error:
+                    self._error = error
+                    return max(0, at - _BLOCK)
+                self._skip = size + -size % _BLOCK
+        return len(data)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from lightning_gen.data.loader import BatchFactory, PlanLoader
+from lightning_gen.data.loader import Batches, PlanLoader
 from lightning_gen.data.plan import Origin, Planner
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.resume import Position, resume
@@ -85,7 +85,7 @@ class TrainerLink:
         self._served_at = 0
         self._restored: dict[str, Any] | None = None
 
-    def loader(self, trainer: pl.Trainer | None, planner: Planner, factory: BatchFactory) -> PlanLoader:
+    def loader(self, trainer: pl.Trainer | None, planner: Planner, factory: Batches) -> PlanLoader:
         """The loader of the trainer's current epoch.
 
         Args:
@@ -147,9 +147,7 @@ class TrainerLink:
             return planner
         return planner.continued(self._origin, self._streams or planner.canonical_streams)
 
-    def _resumed(
-        self, trainer: pl.Trainer, planner: Planner, factory: BatchFactory, state: Mapping[str, Any]
-    ) -> PlanLoader:
+    def _resumed(self, trainer: pl.Trainer, planner: Planner, factory: Batches, state: Mapping[str, Any]) -> PlanLoader:
         position = Position.from_state(state["position"])
         stored, step = position, _trusted_step(position.step_in_epoch, int(state["trainer_batches"]))
         if step != position.step_in_epoch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import io
 import json
 import os
 import pickle
+import sys
 import tarfile
 import threading
 import time
@@ -15,14 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lightning_gen.data.cache import ShardCache
+from lightning_gen.data.convert.image_folder import write_image_folder
+from lightning_gen.data.decode import picture_size
 from lightning_gen.data.finding import expand_pattern, find_manifest, missing_data
 from lightning_gen.data.index import ShardIndex, index_tar
 from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.quarantine import SampleError, ShardError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.tarfiles import split_name
-from lightning_gen.data.writing import write_image_folder, write_shards
+from lightning_gen.data.writing import write_shards
 from tests.data.samples import encoded, picture, sample, samples, shards
+from tests.harness.faulty_server import IMPATIENT, FaultyServer
 
 
 def test_round_trip_keeps_every_byte_and_the_order(tmp_path: Path) -> None:
@@ -148,9 +154,10 @@ def test_wrong_counts_splits_and_patterns_are_named(tmp_path: Path) -> None:
     (tmp_path / "set" / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
     with pytest.raises(ShardError, match="outside its folder"):
         find_manifest(str(tmp_path / "set"))
-    for remote in ("s3://bucket/x.tar", "pipe:cat x.tar", "https://host/{00..01}.tar"):
-        with pytest.raises(ShardError, match="remote location"):
-            find_manifest(remote)
+    with pytest.raises(ShardError, match="pipe:cat ... x.tar has no random access"):
+        find_manifest("pipe:cat x.tar")
+    with pytest.raises(ShardError, match="not from ftp"):
+        find_manifest("ftp://host/{00..01}.tar")
     assert expand_pattern("a-{08..11}/b{0..1}") == [f"a-{n}/b{m}" for n in ("08", "09", "10", "11") for m in (0, 1)]
 
 
@@ -327,7 +334,8 @@ def test_image_folder_passes_bytes_through_and_numbers_classes(tmp_path: Path) -
     assert [reader.key(n) for n in range(3)] == ["cat_one", "cat_two_words", "dog_a_b"]
     assert [reader[n]["cls"] for n in range(3)] == [b"0", b"0", b"1"]
     assert reader[1]["png"] == encoded(picture(1))
-    assert json.loads(reader[2]["json"]) == {"filename": "dog/a.b.png", "height": 16, "label": 1, "width": 16}
+    record = json.loads(reader[2]["json"])
+    assert {"filename": "dog/a.b.png", "height": 16, "label": 1, "width": 16}.items() <= record.items()
     mixed = [write_image_folder(tmp_path / "pictures", tmp_path / f"m{s}", shuffle_seed=s) for s in range(4)]
     orders = {tuple(IndexedShards(one).key(n) for n in range(3)) for one in mixed}
     assert len(orders) > 1
@@ -440,3 +448,173 @@ def test_missing_data_speaks_before_anything_is_opened(tmp_path: Path) -> None:
     manifest.tar_path(1).unlink()
     assert "1 of 3 shards are missing" in missing_data("train", str(tmp_path / "set"))[0]
     assert "write_image_folder" in missing_data("val", str(tmp_path / "nothing"))[0]
+
+
+def test_alternates_are_written_only_where_there_are_some(tmp_path: Path) -> None:
+    manifest = shards(tmp_path, 20, 9)
+    rows = json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    assert all({"alternates", "set"}.isdisjoint(row) for row in rows), "older versions could not read them"
+    first = dataclasses.replace(manifest.shards[0], alternates=("https://host/a.tar", "b.tar"))
+    dataclasses.replace(manifest, shards=(first, *manifest.shards[1:])).write()
+    loaded = Manifest.load(tmp_path / "manifest.json")
+    assert loaded.shards[0].alternates == ("https://host/a.tar", "b.tar")
+    assert loaded.tar_locations(0)[1:] == ("https://host/a.tar", str(tmp_path / "b.tar"))
+    assert loaded.fingerprint == manifest.fingerprint, "it is the same data"
+
+
+@pytest.mark.parametrize("field", ["url", "idx", "alternates"])
+@pytest.mark.parametrize(("bad", "why"), [("pipe:cat x.tar", "pipe: is taken"), ("/etc/x.tar", "on this machine")])
+def test_a_remote_manifest_asks_for_no_command_and_no_local_file(
+    tmp_path: Path, field: str, bad: str, why: str
+) -> None:
+    manifest = shards(tmp_path, 9, 9)
+    value = (bad,) if field == "alternates" else bad
+    dataclasses.replace(manifest, shards=(dataclasses.replace(manifest.shards[0], **{field: value}),)).write()
+    with FaultyServer(tmp_path) as server, pytest.raises(ShardError, match=why):
+        Manifest.load(server.url("manifest.json"), IMPATIENT)
+    if bad.startswith("pipe"):
+        with pytest.raises(ShardError, match=why):
+            Manifest.load(tmp_path / "manifest.json")
+
+
+@pytest.mark.parametrize("how", ["manifest.json", "", "?sig=1"])
+def test_a_remote_manifest_is_found_and_its_shards_are_relative_to_it(tmp_path: Path, how: str) -> None:
+    local = shards(tmp_path / "set", 20, 9)
+    with FaultyServer(tmp_path) as server:
+        where = server.url("set") + ("/" + how if how.endswith("json") else f"/manifest.json{how}" if how else "")
+        manifest = find_manifest(where, options=IMPATIENT)
+        assert manifest.fingerprint == local.fingerprint
+        assert manifest.tar_location(1) == server.url("set/train-000001.tar")
+        assert manifest.idx_location(1) == server.url("set/train-000001.idx")
+        assert manifest.has_remote and not local.has_remote
+        assert verify_shards(manifest, hashes=True, options=IMPATIENT) == []
+        local.tar_path(0).write_bytes(b"x")
+        local.tar_path(2).unlink()
+        problems = verify_shards(manifest, options=IMPATIENT)
+        assert len(problems) == 2 and "has 1 bytes, the manifest says" in problems[0] and "404" in problems[1]
+
+
+def remote_foreign(where: str, index: Path, cache: ShardCache | None = None) -> Manifest:
+    return find_manifest(where, index, options=IMPATIENT, cache=cache)
+
+
+@pytest.mark.parametrize("how", ["info", "info_file", "pattern", "pattern_count", "one"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_remote_foreign_shards_get_the_index_that_local_ones_get(tmp_path: Path, how: str, cached: bool) -> None:
+    paths = foreign(tmp_path / "set")
+    split = {"filenames": [p.name for p in paths], "shard_lengths": [5, 5, 2], "num_samples": 12, "name": "train"}
+    (tmp_path / "set" / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+    with FaultyServer(tmp_path / "set") as server:
+        where = {
+            "info": server.url("#train"),
+            "info_file": server.url("_info.json"),
+            "pattern": server.url("set-train-{0000..0002}.tar"),
+            "pattern_count": server.url("set-train-{0000..0002}.tar") + "|12",
+            "one": server.url("set-train-0001.tar"),
+        }[how]
+        cache = ShardCache(tmp_path / "cache", 1 << 30, IMPATIENT)
+        manifest = remote_foreign(where, tmp_path / "index", cache if cached else None)
+        expected = [index_tar(path, picture_size) for path in (paths if how != "one" else paths[1:2])]
+        found = [ShardIndex.from_bytes(manifest.idx_path(n).read_bytes()) for n in range(len(manifest.shards))]
+        assert [index.to_bytes() for index in found] == [index.to_bytes() for index in expected]
+        assert [bool(shard.sha256) for shard in manifest.shards] == [cached] * len(found)
+        # Whole tars that came while they were indexed need not come again.
+        before = server.count("set-train-0001.tar")
+        reader = IndexedShards(manifest, cache=cache)
+        assert reader[1 if how == "one" else 6]["jpg"] == encoded(picture(6), "JPEG")
+        assert server.count("set-train-0001.tar") - before == (0 if cached else 1)
+        # The second time only sizes and tags are asked for.
+        again = remote_foreign(where, tmp_path / "index")
+        assert again.fingerprint == manifest.fingerprint
+        (tmp_path / "set" / "set-train-0001.tar").write_bytes(paths[0].read_bytes())
+        if how in ("pattern", "one"):
+            assert remote_foreign(where, tmp_path / "index").fingerprint != manifest.fingerprint, "it changed"
+
+
+def test_signatures_are_used_and_not_kept(tmp_path: Path) -> None:
+    foreign(tmp_path / "set")
+    with FaultyServer(tmp_path / "set") as server:
+        for sign in ("one", "two"):
+            where = f"http://me:hush{sign}@{server.address}/set-train-{{0000..0002}}.tar?sig=hush{sign}|12"
+            manifest = remote_foreign(where, tmp_path / "index")
+            assert manifest.tar_location(1).endswith(f"set-train-0001.tar?sig=hush{sign}")
+        kept = list((tmp_path / "index").rglob("*.*"))
+        assert len([path for path in kept if path.name == "manifest.json"]) == 1
+        assert not [path for path in kept if path.is_file() and b"hush" in path.read_bytes()]
+
+
+def test_large_members_of_remote_tars_are_jumped_over(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with tarfile.open(tmp_path / "set" / "big.tar", "w") as tar:
+        for n in range(3):
+            for field, data in {"png": encoded(picture(n)), "npy": os.urandom(3 << 20)}.items():
+                info = tarfile.TarInfo(f"k{n}.{field}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    with FaultyServer(tmp_path / "set") as server:
+        manifest = remote_foreign(server.url("big.tar"), tmp_path / "index")
+        assert manifest.total == 3
+        ranges = [asked for _, asked, _ in server.requests if asked]
+        assert len(ranges) == 3, "one jump over each large member"
+
+
+def test_an_interrupted_index_goes_on(tmp_path: Path) -> None:
+    foreign(tmp_path / "set")
+    with FaultyServer(tmp_path / "set") as server:
+        where = server.url("set-train-{0000..0002}.tar")
+        # The first answer says what is there, the second is to be indexed.
+        server.fail("set-train-0002.tar", "", "status 404")
+        with pytest.raises(ShardError, match="set-train-0002.tar answers 404"):
+            remote_foreign(where, tmp_path / "index")
+        before = server.count("set-train-0000.tar")
+        manifest = remote_foreign(where, tmp_path / "index")
+        assert manifest.total == 12
+        assert server.count("set-train-0000.tar") == before + 1, "asked what is there, not read again"
+        assert not list((tmp_path / "index").rglob("0*.json"))
+
+
+def test_what_is_wrong_with_remote_foreign_shards_is_named(tmp_path: Path) -> None:
+    paths = foreign(tmp_path / "set")
+    with FaultyServer(tmp_path / "set") as server:
+        with pytest.raises(ShardError, match=rf"13 samples were announced .* http://{server.address} holds 12"):
+            remote_foreign(server.url("set-train-{0000..0002}.tar|13"), tmp_path / "index")
+        with pytest.raises(ShardError, match="set-train-0003.tar answers 404"):
+            remote_foreign(server.url("set-train-{0000..0003}.tar"), tmp_path / "index")
+        with pytest.raises(ShardError, match="neither manifest.json nor _info.json"):
+            remote_foreign(server.url("nothing"), tmp_path / "index")
+        for names, why in (
+            (["../x.tar"], "climbs"),
+            (["pipe:cat x.tar"], "wants to run"),
+            (["/x.tar"], "this machine"),
+        ):
+            split = {"filenames": names, "shard_lengths": [1], "num_samples": 1, "name": "train"}
+            (tmp_path / "set" / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+            with pytest.raises(ShardError, match=why):
+                remote_foreign(server.url("_info.json"), tmp_path / "index")
+        paths[1].write_bytes(b"<html>".ljust(2000))
+        with pytest.raises(ShardError, match=r"set-train-0001.tar is not a tar .* web page"):
+            remote_foreign(server.url("set-train-{0000..0002}.tar"), tmp_path / "index")
+        paths[1].write_bytes(paths[0].read_bytes()[:3000])
+        with pytest.raises(ShardError, match=r"set-train-0001.tar is truncated"):
+            remote_foreign(server.url("set-train-{0000..0002}.tar"), tmp_path / "index")
+
+
+def test_missing_data_of_remote_places_is_told_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    assert missing_data("train", "https://host/{00..01}.tar") == []
+    assert "need the package s3fs" in missing_data("train", "s3://bucket/x.tar")[0]
+    assert "access: stream" in missing_data("train", "pipe:cat x.tar")[0]
+    assert missing_data("train", "pipe:cat x.tar", streamed=True) == []
+    assert "not from ftp" in missing_data("train", "ftp://host/x.tar")[0]
+
+
+def test_a_reader_that_is_forgotten_closes_its_files(tmp_path: Path) -> None:
+    manifest = shards(tmp_path, 9, 3)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    reader = IndexedShards(manifest)
+    assert [reader[n] for n in range(9)]
+    assert len(os.listdir("/proc/self/fd")) == before + 6
+    del reader
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before

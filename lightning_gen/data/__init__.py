@@ -6,6 +6,7 @@ from lightning_gen._lazy import attach
 
 if TYPE_CHECKING:
     from lightning_gen.data.batches import ImageBatch as ImageBatch
+    from lightning_gen.data.convert.image_folder import write_image_folder as write_image_folder
     from lightning_gen.data.finding import find_manifest as find_manifest
     from lightning_gen.data.folder import FolderDataModule as FolderDataModule
     from lightning_gen.data.imagenet import ImageNetDataModule as ImageNetDataModule
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from lightning_gen.data.report import DataReport as DataReport
     from lightning_gen.data.shards import IndexedShards as IndexedShards
     from lightning_gen.data.transforms import resize_to_budget as resize_to_budget
-    from lightning_gen.data.writing import write_image_folder as write_image_folder
     from lightning_gen.data.writing import write_shards as write_shards
 
 __getattr__, __dir__, __all__ = attach(
@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = attach(
         "ShardDataModule": ".modules",
         "find_manifest": ".finding",
         "resize_to_budget": ".transforms",
-        "write_image_folder": ".writing",
+        "write_image_folder": ".convert.image_folder",
         "write_shards": ".writing",
     },
 )

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Self
 
 from lightning_gen.data.decode import picture_size
-from lightning_gen.data.index import PICTURE_FIELDS, ShardIndex, picture_field, replace_file
+from lightning_gen.data.index import PICTURE_FIELDS, ShardIndex, picture_fields, replace_file
 from lightning_gen.data.manifest import Manifest, Shard
-from lightning_gen.data.quarantine import SampleError
 from lightning_gen.data.tarfiles import end_archive, write_member
 
-__all__ = ["list_pictures", "write_image_folder", "write_shards"]
+__all__ = [
+    "ShardWriter",
+    "check_split_name",
+    "describe_fields",
+    "list_pictures",
+    "write_shards",
+]
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _FIELD = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
@@ -60,103 +65,176 @@ def write_shards(
         raise FileExistsError(
             f"{folder} already holds a data set (manifest.json): choose another folder or overwrite=True"
         )
-    if not _KEY.fullmatch(name):
-        raise ValueError(f"the split's name {name!r} may hold letters, digits, _ and - only")
+    check_split_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     shards, fields = list[Shard](), set[str]()
-    open_shard: _OpenShard | None = None
+    writer: ShardWriter | None = None
     try:
-        for key, sample in _checked(samples):
+        for key, sample in _unique(samples):
             fields |= set(sample)
             size = sum(len(data) + 1024 for data in sample.values())
-            if open_shard is not None and open_shard.is_full(size, max_bytes, max_samples):
-                shards.append(open_shard.close())
-                open_shard = None
-            if open_shard is None:
-                open_shard = _OpenShard(folder / f"{name}-{len(shards):06d}.tar")
-            open_shard.add(key, sample)
-        if open_shard is None:
+            if writer is not None and (writer.num_bytes + size > max_bytes or writer.num_samples == max_samples):
+                shards.append(writer.close())
+                writer = None
+            if writer is None:
+                writer = ShardWriter(folder / f"{name}-{len(shards):06d}.tar")
+            writer.add(key, sample)
+        if writer is None:
             raise ValueError(f"there is no sample to write into {folder}")
-        shards.append(open_shard.close())
-        open_shard = None
+        shards.append(writer.close())
     finally:
-        if open_shard is not None:
-            open_shard.discard()
-    described = {field: _describe(field) for field in sorted(fields)} | dict(schema or {})
+        if writer is not None:
+            writer.discard()
+    described = describe_fields(fields) | dict(schema or {})
     manifest = Manifest(name, folder, tuple(shards), described, source)
     manifest.write()
     return manifest
 
 
-def _checked(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
+def _unique(samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     seen = set[str]()
     for key, sample in samples:
-        if not _KEY.fullmatch(key):
-            raise ValueError(f"key {key!r} may hold letters, digits, _ and - only: a dot would split the sample in two")
         if key in seen:
             raise ValueError(f"key {key!r} comes twice: keys name samples, choose others")
-        if not sample:
-            raise ValueError(f"sample {key!r} has no field")
-        bad = [field for field in sample if not _FIELD.fullmatch(field)]
-        if bad:
-            raise ValueError(
-                f"sample {key!r} has the field {bad[0]!r}: use lower-case letters, digits, _ and single dots"
-            )
         seen.add(key)
         yield key, sample
 
 
-def _describe(field: str) -> str:
-    if field in PICTURE_FIELDS:
-        return "encoded picture"
-    return {"cls": "class, integer as text", "json": "metadata", "txt": "caption"}.get(field, "bytes")
+def _check_names(key: str, sample: Mapping[str, bytes]) -> None:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"key {key!r} may hold letters, digits, _ and - only: a dot would split the sample in two")
+    if not sample:
+        raise ValueError(f"sample {key!r} has no field")
+    bad = [field for field in sample if not _FIELD.fullmatch(field)]
+    if bad:
+        raise ValueError(f"sample {key!r} has the field {bad[0]!r}: use lower-case letters, digits, _ and single dots")
 
 
-class _OpenShard:
-    """A tar under a temporary name; it gets its own name when it is complete and on the disk."""
+def check_split_name(name: str) -> None:
+    """Refuse a split's name that could not start a file name.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        name: the name.
+
+    Raises:
+        ValueError: it holds more than letters, digits, _ and -.
+    """
+    if not _KEY.fullmatch(name):
+        raise ValueError(f"the split's name {name!r} may hold letters, digits, _ and - only")
+
+
+def describe_fields(fields: Iterable[str]) -> dict[str, str]:
+    """What the fields of a data set hold, for people.
+
+    Args:
+        fields: their names.
+
+    Returns:
+        The schema of a manifest.
+    """
+    known = {"cls": "class, integer as text", "json": "metadata", "txt": "caption"}
+    return {
+        field: "encoded picture" if picture_fields([field]) else known.get(field, "bytes") for field in sorted(fields)
+    }
+
+
+class ShardWriter:
+    """A tar under a temporary name; it gets its own name, and an index beside it, when it is complete and on the disk.
+
+    As a context it throws the temporary file away unless the shard was closed.
+
+    Args:
+        path: the tar's own path; its folder exists.
+        hashes: work out sha256 and md5 while writing; False = leave them empty.
+    """
+
+    def __init__(self, path: Path, hashes: bool = True) -> None:
         self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.places: dict[str, dict[str, tuple[int, int]]] = {}
-        self.shapes: dict[str, tuple[int, int]] = {}
-        self.file: BinaryIO = open(self.temporary, "w+b")  # noqa: SIM115  (closed by close or discard)
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._places: dict[str, dict[str, tuple[int, int]]] = {}
+        self._shapes: dict[str, dict[str, tuple[int, int]]] = {}
+        self._file: BinaryIO = _Hashed(self._temporary) if hashes else open(self._temporary, "wb")  # noqa: SIM115
 
-    def is_full(self, size: int, max_bytes: int, max_samples: int | None) -> bool:
-        return self.file.tell() + size > max_bytes or len(self.places) == max_samples
+    @property
+    def num_samples(self) -> int:
+        """Samples written so far."""
+        return len(self._places)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes written so far, without the end mark."""
+        return self._file.tell()
 
     def add(self, key: str, sample: Mapping[str, bytes]) -> None:
-        self.places[key] = {
-            field: (write_member(self.file, f"{key}.{field}", sample[field]), len(sample[field]))
+        """Append a sample.
+
+        Args:
+            key: its key, ``[A-Za-z0-9_-]+``.
+            sample: field -> bytes.
+
+        Raises:
+            ValueError: the key or a field has a bad name, the key is there already, or there is no field.
+        """
+        _check_names(key, sample)
+        if key in self._places:
+            raise ValueError(f"key {key!r} comes twice: keys name samples, choose others")
+        self._places[key] = {
+            field: (write_member(self._file, f"{key}.{field}", sample[field]), len(sample[field]))
             for field in sorted(sample)
         }
-        picture = picture_field(sample)
-        if picture is not None:
+        self._shapes[key] = {}
+        for field in picture_fields(sample):
             # Bytes pass through unjudged; whoever reads an unusable picture reports it.
             with contextlib.suppress(ValueError):
-                self.shapes[key] = picture_size(sample[picture])
+                self._shapes[key][field] = picture_size(sample[field])
 
     def close(self) -> Shard:
-        end_archive(self.file)
-        size = self.file.tell()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.seek(0)
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-        while chunk := self.file.read(1 << 22):
-            sha256.update(chunk)
-            md5.update(chunk)
-        self.file.close()
+        """Finish the tar, write its index, and give both their names.
+
+        Returns:
+            The manifest's line for it.
+        """
+        end_archive(self._file)
+        size = self._file.tell()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        sha256, md5 = self._file.digests() if isinstance(self._file, _Hashed) else ("", "")
+        self._file.close()
         idx = self.path.with_suffix(".idx")
-        index = ShardIndex.from_samples(self.places, self.shapes, size)
+        index = ShardIndex.from_samples(self._places, self._shapes, size)
         idx_hash = replace_file(idx, index.to_bytes())
-        os.replace(self.temporary, self.path)
-        names = (self.path.name, len(self.places), size, idx.name, idx_hash)
-        return Shard(*names, sha256=sha256.hexdigest(), md5=md5.hexdigest())
+        os.replace(self._temporary, self.path)
+        return Shard(self.path.name, len(self._places), size, idx.name, idx_hash, sha256=sha256, md5=md5)
 
     def discard(self) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
+        """Throw the temporary file away; without effect on a shard that was closed."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Discard what was not closed."""
+        self.discard()
+
+
+class _Hashed(io.BufferedWriter):
+    """A new file that hashes what goes through it, so that a shard need not be read again for its manifest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._hashes = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+
+    def write(self, data: Any) -> int:
+        for one in self._hashes:
+            one.update(data)
+        return super().write(data)
+
+    def digests(self) -> tuple[str, str]:
+        sha256, md5 = self._hashes
+        return sha256.hexdigest(), md5.hexdigest()
 
 
 def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -183,78 +261,3 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"there is no picture in {folder} (looked for {', '.join(sorted(endings))})")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def write_image_folder(
-    pictures: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    *,
-    name: str = "train",
-    keep: Callable[[Path], bool] | None = None,
-    classes: bool | Sequence[str] = False,
-    shuffle_seed: int | None = None,
-    max_bytes: int = 512 << 20,
-    max_samples: int | None = None,
-    source: str = "",
-    overwrite: bool = False,
-) -> Manifest:
-    """Pack a folder of pictures into shards; the files' bytes pass through unchanged.
-
-    Args:
-        pictures: folder with jpg, png, webp, tif, bmp, gif or ppm files, at any depth.
-        folder: where the shards go, see :func:`write_shards`.
-        name: name of the split.
-        keep: which files to take, given their paths relative to ``pictures``; default all.
-        classes: True = the first folder below ``pictures`` is the class, numbered in order of names; a list = these
-            names are the classes, in this order; False = no labels.
-        shuffle_seed: pack the files in a random order that this number decides; None = in order of their paths.
-        max_bytes: largest shard.
-        max_samples: samples per shard at most.
-        source: where the pictures came from, for people.
-        overwrite: replace a manifest that is already there.
-
-    Returns:
-        The manifest, already on disk.
-
-    Raises:
-        SampleError: a file that ends like a picture is none.
-        ValueError: two files lead to the same key, or a file lies outside every class folder.
-    """
-    root = Path(pictures)
-    paths = [path.relative_to(root) for path in list_pictures(root)]
-    paths = [path for path in paths if keep is None or keep(path)]
-    if shuffle_seed is not None:
-        # Its module needs torch; packing a folder in order does not.
-        from lightning_gen.training.randomness import numpy_generator
-
-        paths = [paths[place] for place in numpy_generator(shuffle_seed, "pack").permutation(len(paths))]
-    names = sorted({path.parts[0] for path in paths if len(path.parts) > 1}) if classes is True else list(classes or [])
-    table = {label: number for number, label in enumerate(names)}
-    samples = (_picture_sample(root, path, table if classes else None) for path in paths)
-    return write_shards(
-        samples,
-        folder,
-        name=name,
-        max_bytes=max_bytes,
-        max_samples=max_samples,
-        source=source or root.name,
-        overwrite=overwrite,
-    )
-
-
-def _picture_sample(root: Path, path: Path, classes: Mapping[str, int] | None) -> tuple[str, dict[str, bytes]]:
-    data = (root / path).read_bytes()
-    try:
-        height, width = picture_size(data)
-    except ValueError as error:
-        raise SampleError(f"{root / path}: {error}") from None
-    record = {"filename": path.as_posix(), "height": height, "width": width}
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", path.with_suffix("").as_posix())
-    sample = {path.suffix[1:].lower(): data}
-    if classes is not None:
-        if path.parts[0] not in classes:
-            raise ValueError(f"{root / path} lies in no class folder: the classes are {', '.join(classes)}")
-        record["label"] = classes[path.parts[0]]
-        sample["cls"] = str(record["label"]).encode()
-    sample["json"] = json.dumps(record, sort_keys=True).encode()
-    return key, sample

@@ -88,15 +88,11 @@ class DataArguments(pl.LightningDataModule):
         for name in ("num_workers", "max_bad_per_shard", "stream_buffer"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} must be at least 0, got {getattr(self, name)}")
-        for name in (
-            "passes",
-            "block_shards",
-            "prefetch_factor",
-            "max_pixels",
-            "val_batch_size",
-            "canonical_streams",
-            "cache_bytes",
-        ):
+        for name in ("read_timeout", "worker_timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"data.{name} is a number of seconds above 0, got {getattr(self, name)}")
+        counts = ("passes", "block_shards", "prefetch_factor", "val_batch_size", "canonical_streams")
+        for name in (*counts, "max_pixels", "cache_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {value}")

@@ -60,6 +60,8 @@ class ShardDataModule(PlannedDataModule):
         super().__post_init__()
         if self.patch_size < 1:
             raise ValueError(f"data.patch_size must be at least 1 pixel, got {self.patch_size}")
+        if self.val_tokens is not None and self.val_tokens < 1:
+            raise ValueError(f"data.val_tokens must be at least 1, got {self.val_tokens}")
         self._curriculum = _stages(self.stages, self.tokens, self.global_batch_size)
         self._augmentation = Augmentation(
             self.crop_probability, self.flip_probability, self.crop_scale, self.crop_ratio

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +99,6 @@ class FlexAttention:
     """
 
     def __init__(self, tokens: Tokens, radius: int | None) -> None:
-        from torch.nn.attention.flex_attention import create_block_mask
-
         image = torch.where(tokens.mask, tokens.image, -1)
         row, col = tokens.row, tokens.col
 
@@ -113,12 +111,21 @@ class FlexAttention:
 
         rows, length = tokens.mask.shape
         device = str(tokens.mask.device)
-        self._block_mask = create_block_mask(visible, rows, None, length, length, device=device)
+        make = _block_mask_maker(tokens.mask.is_cuda)
+        self._block_mask = make(visible, rows, None, length, length, device=device)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend; shapes as in ``AttentionPlan``."""
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         return _flex_kernel(query.is_cuda)(q, k, v, block_mask=self._block_mask).transpose(1, 2)
+
+
+@functools.cache
+def _block_mask_maker(compiled: bool) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    # Uncompiled, the (L, L) mask is made in full before it is cut into blocks: 69 GB for a picture of 8192 x 8192.
+    return torch.compile(create_block_mask) if compiled else create_block_mask
 
 
 @functools.cache

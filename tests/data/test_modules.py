@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,3 +181,19 @@ def test_the_package_loads_without_heavy_imports() -> None:
         "print([m for m in ('torch', 'lightning', 'PIL', 'webdataset', 'timm', 'simplejpeg') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 0}, r"data\.patch_size must be at least 1"),
+        ({"num_workers": -1}, r"data\.num_workers must be at least 0"),
+        ({"passes": 0}, r"data\.passes must be at least 1"),
+        ({"worker_timeout": 0.0}, r"data\.worker_timeout is a number of seconds above 0"),
+        ({"val_tokens": 0}, r"data\.val_tokens must be at least 1"),
+        ({"cache_bytes": 0}, r"data\.cache_bytes must be at least 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ShardDataModule("nowhere", tokens=9, global_batch_size=4, **options)

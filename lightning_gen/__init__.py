@@ -11,6 +11,7 @@ from ._lazy import attach
 if TYPE_CHECKING:
     from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
     from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
+    from .backbones.vae import DiffusersVAE as DiffusersVAE
     from .data.edits import EditPairsDataModule as EditPairsDataModule
     from .data.folder import FolderDataModule as FolderDataModule
     from .data.image_folder import ImageFolderDataModule as ImageFolderDataModule
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .data.images import ImageDataModule as ImageDataModule
     from .data.images import MixtureDataModule as MixtureDataModule
     from .data.images import TextImageDataModule as TextImageDataModule
+    from .data.latents import LatentDataModule as LatentDataModule
     from .data.modules import ShardDataModule as ShardDataModule
     from .data.preferences import HPDv3DataModule as HPDv3DataModule
     from .data.preferences import PickAPicDataModule as PickAPicDataModule
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 
 COMPONENTS: Final[dict[str, str]] = {
     "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
+    "DiffusersVAE": "lightning_gen.backbones.vae",
     "EMA": "lightning_gen.training.ema",
     "EditPairsDataModule": "lightning_gen.data.edits",
     "FSDP2Strategy": "lightning_gen.training.strategies",
@@ -41,6 +44,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "ImageDataModule": "lightning_gen.data.images",
     "ImageFolderDataModule": "lightning_gen.data.image_folder",
     "ImageNetDataModule": "lightning_gen.data.imagenet",
+    "LatentDataModule": "lightning_gen.data.latents",
     "MixtureDataModule": "lightning_gen.data.images",
     "PickAPicDataModule": "lightning_gen.data.preferences",
     "PreferenceDataModule": "lightning_gen.data.preferences",

@@ -1,4 +1,4 @@
-"""Pretrained networks that other papers' weights fill: vision encoders, text-to-image models, adapter banks."""
+"""Pretrained networks that other papers' weights fill: vision and auto-encoders, text-to-image models, adapters."""
 
 from lightning_gen._lazy import attach
 
@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "DINOv3Encoder": ".vision",
+        "DiffusersVAE": ".vae",
         "MissingWeightsError": ".weights",
         "weight_need": ".vision",
     },

@@ -152,10 +152,24 @@ class PictureFields:
         picture = picture_field(fields)
         if picture is None:
             raise SampleError(f"the sample has no picture field, only {', '.join(sorted(fields))}")
+        return Stored(fields[picture], *self.described(fields))
+
+    def described(self, fields: Mapping[str, bytes]) -> tuple[int, str]:
+        """What is said about a sample, whatever it shows.
+
+        Args:
+            fields: name -> bytes.
+
+        Returns:
+            Its label (-1 = none) and its caption (empty = none).
+
+        Raises:
+            SampleError: no label, one out of range, no caption.
+        """
         caption = _caption(fields) if self.captions != "ignore" else ""
         if self.captions == "required" and not caption:
             raise SampleError(f"the sample has no caption (txt, or caption in json), only {', '.join(sorted(fields))}")
-        return Stored(fields[picture], self._label(fields), caption)
+        return self._label(fields), caption
 
     def _label(self, fields: Mapping[str, bytes]) -> int:
         label = _label(fields)

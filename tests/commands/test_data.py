@@ -17,7 +17,7 @@ from lightning_gen.data.finding import find_manifest
 from tests.data.conversions import content, folder, pair_row, parquet, read
 from tests.data.samples import shards
 
-VERBS = ("convert", "index", "verify", "stats", "repack", "synth")
+VERBS = ("convert", "index", "verify", "stats", "repack", "cache-latents", "synth")
 Run = Callable[..., str]
 Refused = Callable[..., str]
 
@@ -65,7 +65,7 @@ def test_the_verbs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "--help"])
     text = capsys.readouterr().out
-    assert all(f"    {verb} " in text for verb in VERBS)
+    assert all(re.search(rf"^    {verb}\s", text, re.MULTILINE) for verb in VERBS)
     assert main([]) == 0
     assert "  data " in capsys.readouterr().out
 

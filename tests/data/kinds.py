@@ -14,10 +14,12 @@ from lightning_gen.data.edits import EditPairsDataModule
 from lightning_gen.data.image_folder import ImageFolderDataModule
 from lightning_gen.data.images import ImageDataModule, MixtureDataModule, TextImageDataModule
 from lightning_gen.data.joining import WeightedShards
+from lightning_gen.data.latents import LatentDataModule
 from lightning_gen.data.planned import PlannedDataModule
 from lightning_gen.data.preferences import HPDv3DataModule, PickAPicDataModule
 from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.data.writing import write_shards
+from tests.data.patch_averages import cached
 from tests.data.samples import encoded, picture, shards
 
 WIDE, TALL = (24, 40), (40, 24)
@@ -131,6 +133,13 @@ def prompts(folder: Path, write: bool = True, **options: Any) -> PlannedDataModu
     )
 
 
+def latents(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    if write:
+        shards(folder / "pictures", 44, 9)
+        cached(folder / "pictures", folder, mirror=True)
+    return LatentDataModule(str(folder), str(folder), tokens=16, global_batch_size=4, mirror_probability=0.5, **options)
+
+
 KINDS: dict[str, Callable[..., PlannedDataModule]] = {
     "pick_a_pic": pick_a_pic,
     "hpdv3": hpdv3,
@@ -138,6 +147,7 @@ KINDS: dict[str, Callable[..., PlannedDataModule]] = {
     "text_images": text_images,
     "mixture": mixture,
     "labelled": labelled,
+    "latents": latents,
     "image_folder": image_folder,
     "prompts": prompts,
 }

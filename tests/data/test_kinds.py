@@ -24,6 +24,10 @@ def flat(batch: Any) -> list[np.ndarray]:
     """Every number of a batch."""
     if isinstance(batch, torch.Tensor):
         return [batch.numpy()]
+    if isinstance(batch, Tokens):
+        # Every rank numbers its images from 0.
+        first = torch.arange(len(batch.mask))[:, None]
+        batch = dataclasses.replace(batch, image=torch.where(batch.mask, batch.image - first, -1))
     if isinstance(batch, Batch | Tokens):
         return [x for field in dataclasses.fields(batch) for x in flat(getattr(batch, field.name))]
     return [np.array(batch)]
@@ -113,7 +117,8 @@ def test_the_command_line_knows_every_kind(kind: str, tmp_path: Path) -> None:
     assert COMPONENTS[name] == type(made).__module__
     parser = ArgumentParser()
     parser.add_subclass_arguments(PlannedDataModule, "data")
-    shape = [] if name == "PromptDataModule" else ["--data.resolution=16"]
+    shapes = {"PromptDataModule": [], "LatentDataModule": ["--data.tokens=16"]}
+    shape = shapes.get(name, ["--data.resolution=16"])
     train = f"--data.train=[{{shards: {tmp_path / 'a'}, weight: 2, name: x}}]" if kind == "mixture" else ""
     args = [f"--data={type(made).__module__}.{name}", "--data.global_batch_size=6", *shape]
     config = parser.parse_args([*args, train or f"--data.train={tmp_path}", "--data.block_shards=3"])

@@ -90,7 +90,8 @@ class ImageBatch(Batch):
     """Images with what is known about them.
 
     Attributes:
-        images: patch vectors in [-1, 1] at native resolution (unpacked ``Tokens``), or float (B, 3, H, W) in [-1, 1].
+        images: unpacked ``Tokens`` (patch vectors in [-1, 1] at native resolution, or latents), or float pictures,
+            (B, 3, H, W) in [-1, 1].
         label: int64, (B,), class, -1 = none.
         index: int64, (B,), global sample index in the manifest.
         valid: bool, (B,), False = a sample that only fills the batch and must not be counted in a metric.

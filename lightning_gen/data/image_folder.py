@@ -123,7 +123,7 @@ class LabelledFolder:
 class ImageFolderDataModule(ImageDataModule):
     """A folder per split, a folder per class below it, pictures at any depth below that.
 
-    Pictures that lie in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. Classes are
+    Pictures in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. The classes are
     those of ``train``, in order of their names. For more than some ten thousand files pack shards instead
     (``lightning data convert --from imagefolder``): they are read faster, and their index knows every picture's size.
     """

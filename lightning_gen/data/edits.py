@@ -17,12 +17,11 @@ from lightning_gen.data.dataset import Place, Request
 from lightning_gen.data.images import PixelDataModule
 from lightning_gen.data.index import picture_field
 from lightning_gen.data.order import Indices
-from lightning_gen.data.pixels import ShapedRecipe
+from lightning_gen.data.pixels import ShapedRecipe, planned_shape
 from lightning_gen.data.planned import Split
 from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import ShardSource, Source, json_record, text_field
-from lightning_gen.data.transforms import resize_picture
 
 __all__ = ["EditExample", "EditFields", "EditPairsDataModule", "EditRecipe", "StoredEdit"]
 
@@ -88,8 +87,6 @@ class EditExample(NamedTuple):
 class EditRecipe(ShapedRecipe):
     """Both pictures of a pair under one crop and one mirror.
 
-    The target is resampled to the source's size first, where they differ, so that the same crop shows the same place.
-
     Attributes:
         max_ratio_gap: pairs whose aspect ratios differ by more than this fraction cannot be used.
     """
@@ -111,17 +108,18 @@ class EditRecipe(ShapedRecipe):
         Raises:
             SampleError: one of them cannot be used, or they do not have the same shape.
         """
-        source, target = self.framing.decode(stored.source), self.framing.decode(stored.target)
-        gap = abs(math.log(source.width / source.height * target.height / target.width))
-        if gap > math.log1p(self.max_ratio_gap):
+        shape = planned_shape(place)
+        source, target = self.framing.decode(stored.source, shape), self.framing.decode(stored.target, shape)
+        (before, after), text = (source.original_size, target.original_size), stored.instruction
+        if abs(math.log(before[1] / before[0] * after[0] / after[1])) > math.log1p(self.max_ratio_gap):
             raise SampleError(
-                f"the pictures of an edit pair show different frames: {source.width} x {source.height} before, "
-                f"{target.width} x {target.height} after"
+                f"the pictures of an edit pair show different frames: {before[1]} x {before[0]} before, "
+                f"{after[1]} x {after[0]} after"
             )
-        if target.size != source.size:
-            target = resize_picture(target, (source.height, source.width))
-        before = self.shaped(source, place, place.draws, caption=stored.instruction)
-        return EditExample(before, self.shaped(target, place, place.draws, caption=stored.instruction), stored.task)
+        # Under the source's size the target is resampled to the same pixels, so that one crop shows one place.
+        framed = self.shaped(target._replace(original_size=before), place, place.draws, caption=text)
+        edited = dataclasses.replace(framed, original_size=after)
+        return EditExample(self.shaped(source, place, place.draws, caption=text), edited, stored.task)
 
     def collate(self, examples: Sequence[EditExample], request: Request) -> EditBatch:
         """Stack the pairs.

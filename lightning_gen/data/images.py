@@ -71,7 +71,8 @@ class PixelDataModule(PlannedDataModule):
     def _framing(self, split: Split) -> Framing:
         training = split == "train"
         flip = self.flip_probability if training else 0.0
-        return Framing(training and self.random_crop, flip, self.decoder, self.max_pixels)
+        dct_scaling = training and self.dct_scaling
+        return Framing(training and self.random_crop, flip, self.decoder, self.max_pixels, self.resampler, dct_scaling)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -88,7 +88,15 @@ class ShardDataModule(PlannedDataModule):
 
     def _recipe(self, split: Split) -> NativeRecipe:
         augmentation = self._augmentation if split == "train" else None
-        return NativeRecipe(self.patch_size, augmentation, self.budget_rule, self.decoder, self.max_pixels)
+        return NativeRecipe(
+            self.patch_size,
+            augmentation,
+            self.budget_rule,
+            self.decoder,
+            self.max_pixels,
+            self.resampler,
+            dct_scaling=split == "train" and self.dct_scaling,
+        )
 
     def _evaluation(self, total: int, world: int) -> EvaluationPlan:
         first, tokens = self.curriculum[0], self.val_tokens or max(stage.tokens for stage in self.curriculum)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,12 @@ from torch import Tensor
 
 from lightning_gen.data.batches import Example, ImageBatch, stack_images
 from lightning_gen.data.dataset import Draws, Place, Request
-from lightning_gen.data.decode import MAX_PIXELS, Decoder, decode
+from lightning_gen.data.decode import MAX_PIXELS, DecodedPicture, Decoder, decode_pixels, picture_header
+from lightning_gen.data.resampling import Crop, Resampler
 from lightning_gen.data.sources import Stored
-from lightning_gen.data.transforms import resize_picture
 from lightning_gen.training.randomness import uniform
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-__all__ = ["DRAWS", "Framed", "Framing", "PixelRecipe", "ShapedRecipe", "cover"]
+__all__ = ["DRAWS", "Framed", "Framing", "PixelRecipe", "ShapedRecipe", "cover", "planned_shape"]
 
 DRAWS = 3
 """Random numbers of one picture: where the crop begins (row, column), and whether it is mirrored."""
@@ -66,6 +63,8 @@ class Framing:
         flip_probability: chance of a mirror image, in [0, 1].
         decoder: see :func:`lightning_gen.data.decode.decode`.
         max_pixels: larger pictures are refused.
+        resampler: see :func:`lightning_gen.data.resampling.resample`.
+        dct_scaling: decode JPEGs that are at least twice as large as they have to be at a fraction of their size.
 
     Raises:
         ValueError: a probability outside [0, 1].
@@ -77,48 +76,68 @@ class Framing:
     flip_probability: float = 0.0
     decoder: Decoder = "auto"
     max_pixels: int = MAX_PIXELS
+    resampler: Resampler = "pil"
+    dct_scaling: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip_probability <= 1:
             raise ValueError(f"flip_probability lies in [0, 1], got {self.flip_probability}")
 
-    def decode(self, data: bytes) -> Image.Image:
+    def decode(self, data: bytes, shape: tuple[int, int]) -> DecodedPicture:
         """Decode a picture.
 
         Args:
             data: encoded bytes.
+            shape: height and width that it is going to cover.
 
         Returns:
-            An upright picture, mode RGB.
+            Its pixels, or with ``dct_scaling`` as few of them as are enough.
 
         Raises:
             SampleError: it cannot be used.
         """
-        return decode(data, self.max_pixels, self.decoder)
+        at_least = None
+        if self.dct_scaling:
+            header = picture_header(data, self.max_pixels)
+            at_least = cover((header.height, header.width), shape)
+        return decode_pixels(data, self.max_pixels, self.decoder, at_least)
 
-    def frame(self, picture: Image.Image, shape: tuple[int, int], draws: Draws | None) -> Framed:
+    def frame(self, picture: DecodedPicture, shape: tuple[int, int], draws: Draws | None) -> Framed:
         """Resize a picture so that it covers a shape, and cut the shape out of it.
 
         Args:
-            picture: mode RGB.
+            picture: its pixels.
             shape: height and width of the result.
             draws: random numbers in [0, 1) for crop row, crop column and mirror image; None = nothing is random.
 
         Returns:
             The pixels and where they come from.
         """
-        original = (picture.height, picture.width)
-        resized = resize_picture(picture, cover(original, shape))
-        room = resized.height - shape[0], resized.width - shape[1]
+        size = cover(picture.original_size, shape)
+        resized = Crop().apply(picture, size, self.resampler)
+        room = size[0] - shape[0], size[1] - shape[1]
         top, left = room[0] // 2, room[1] // 2
         if self.random_crop and draws is not None:
             top, left = int(draws[0] * (room[0] + 1)), int(draws[1] * (room[1] + 1))
         flip = draws is not None and bool(draws[2] < self.flip_probability)
         # The crop is placed in the mirrored picture, so that its corner means the same with and without a mirror.
         first = room[1] - left if flip else left
-        pixels = np.asarray(resized)[top : top + shape[0], first : first + shape[1]]
-        pixels = pixels[:, ::-1] if flip else pixels
-        return Framed(torch.from_numpy(np.array(pixels, order="C")), original, (top, left))
+        pixels = resized[top : top + shape[0], first : first + shape[1]]
+        pixels = pixels.flip(1) if flip else pixels.clone()
+        return Framed(pixels, picture.original_size, (top, left))
+
+
+def planned_shape(place: Place) -> tuple[int, int]:
+    """The shape that the plan wants at a place.
+
+    Args:
+        place: of an example.
+
+    Returns:
+        Height and width.
+    """
+    assert place.request.shape is not None, "the plan of these recipes names a shape for every step"
+    return place.request.shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,15 +197,15 @@ class ShapedRecipe:
         Raises:
             SampleError: it cannot be used.
         """
-        return self.shaped(self.framing.decode(data), place, draws, label, caption)
+        return self.shaped(self.framing.decode(data, planned_shape(place)), place, draws, label, caption)
 
     def shaped(
-        self, picture: Image.Image, place: Place, draws: Draws | None, label: int = -1, caption: str = ""
+        self, picture: DecodedPicture, place: Place, draws: Draws | None, label: int = -1, caption: str = ""
     ) -> Example:
         """Bring a decoded picture to the shape that is planned for it.
 
         Args:
-            picture: mode RGB.
+            picture: its pixels.
             place: where it stands.
             draws: its random numbers.
             label: its class.
@@ -195,8 +214,7 @@ class ShapedRecipe:
         Returns:
             The example.
         """
-        assert place.request.shape is not None, "the plan of this recipe names a shape for every step"
-        pixels, original, corner = self.framing.frame(picture, place.request.shape, draws)
+        pixels, original, corner = self.framing.frame(picture, planned_shape(place), draws)
         return Example(pixels, label, place.index, place.valid, original, place.key, caption, corner)
 
 

@@ -7,6 +7,7 @@ Shape letters: H height and W width in pixels, p patch edge, N token budget, G i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lightning_gen.data.resampling import Crop
 from lightning_gen.training.randomness import uniform
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Augmentation",
     "BudgetRule",
-    "Crop",
     "from_picture",
     "resize_picture",
     "resize_to_budget",
@@ -183,6 +184,7 @@ def resize_to_budget(size: tuple[int, int], patch: int, tokens: int, rule: Budge
     return min(height, grid[0] * patch), min(width, grid[1] * patch)
 
 
+@functools.lru_cache(maxsize=4096)  # pictures of one size are common, and a worker asks once per picture
 def _bisected_grid(size: tuple[int, int], patch: int, tokens: int) -> tuple[int, int]:
     def grid(scale: float) -> tuple[int, int]:
         return max(1, math.ceil(size[0] * scale / patch)), max(1, math.ceil(size[1] * scale / patch))
@@ -229,36 +231,6 @@ def resize_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     if picture.size == (width, height):
         return picture
     return picture.resize((width, height), Image.Resampling.BICUBIC)
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """What is done to one picture.
-
-    Attributes:
-        box: left, upper, right, lower of the part that is kept, None = all of it.
-        size: height and width the part is resampled to (Lanczos), None = untouched.
-        flip: mirror left and right.
-    """
-
-    box: tuple[int, int, int, int] | None
-    size: tuple[int, int] | None
-    flip: bool
-
-    def apply(self, picture: Image.Image) -> Image.Image:
-        """Crop, resample and mirror.
-
-        Args:
-            picture: mode RGB.
-
-        Returns:
-            The new picture.
-        """
-        from PIL import Image
-
-        if self.box is not None and self.size is not None:
-            picture = picture.resize(self.size[::-1], Image.Resampling.LANCZOS, box=self.box)
-        return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else picture
 
 
 @dataclasses.dataclass(frozen=True)

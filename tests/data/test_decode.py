@@ -194,7 +194,7 @@ def test_size_reads_the_header_only(tmp_path: Path) -> None:
 
 
 def test_simplejpeg_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_gen.data.decode._has_simplejpeg", lambda: False)
+    monkeypatch.setattr("lightning_gen.data.jpeg._simplejpeg", lambda: None)
     data = encoded(picture(0), "JPEG")
     assert decode(data, decoder="auto").size == (40, 24)
     with pytest.raises(ModuleNotFoundError, match="pip install simplejpeg"):

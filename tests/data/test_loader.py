@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -346,7 +347,9 @@ def test_an_index_that_lies_about_sizes_leads_to_a_replacement_not_to_a_longer_r
 
     manifest = shards(tmp_path, 18, 18)
     index = ShardIndex.from_bytes(manifest.idx_path(0).read_bytes())
-    lie = ShardIndex(**{**vars(index), "heights": np.full_like(index.heights, 8), "widths": np.full_like(index.widths, 8)})
+    lie = ShardIndex(
+        **{**vars(index), "heights": np.full_like(index.heights, 8), "widths": np.full_like(index.widths, 8)}
+    )
     digest = replace_file(manifest.idx_path(0), lie.to_bytes())
     shard = Shard(**{**vars(manifest.shards[0]), "idx_sha256": digest})
     Manifest("train", tmp_path, (shard,)).write()
@@ -442,6 +445,7 @@ def test_a_killed_worker_is_an_error(data: Path) -> None:
 def test_descriptors_and_processes_stay_level_over_twenty_epochs(data: Path) -> None:
     made = module(data)
     list(made.train_loader(0))
+    gc.collect()  # what other tests have forgotten
     before = len(os.listdir("/proc/self/fd"))
     for k in range(1, 21):
         list(made.train_loader(k))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from lightning_gen.data.batches import ImageBatch
+from lightning_gen.data.decode import DecodedPicture
 from lightning_gen.data.image_folder import ImageFolderDataModule
 from lightning_gen.data.images import ImageDataModule, MixtureDataModule, TextImageDataModule
 from lightning_gen.data.pixels import Framing, cover
@@ -21,10 +24,11 @@ from tests.data import kinds
 from tests.data.samples import SIZES, encoded, picture, shards
 
 
-def ramp(height: int, width: int) -> Image.Image:
+def ramp(height: int, width: int) -> DecodedPicture:
     """Red counts the rows, green the columns: a crop says where it comes from."""
     rows, columns = np.mgrid[:height, :width]
-    return Image.fromarray(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8))
+    pixels = np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)
+    return DecodedPicture(pixels, (height, width), (0, 0, width, height))
 
 
 @given(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), st.tuples(st.integers(1, 512), st.integers(1, 512)))
@@ -42,9 +46,9 @@ def test_a_frame_is_the_crop_it_says_also_in_the_mirror() -> None:
     plain = framing.frame(source, (100, 60), np.array([0.3, 0.4, 0.9], np.float32))
     assert plain.original_size == (100, 130) and plain.crop_top_left == (0, int(0.4 * 71))
     left = plain.crop_top_left[1]
-    assert np.array_equal(plain.pixels.numpy(), np.asarray(source)[:, left : left + 60])
+    assert np.array_equal(plain.pixels.numpy(), source.pixels[:, left : left + 60])
     mirrored = framing.frame(source, (100, 60), np.array([0.3, 0.4, 0.1], np.float32))
-    whole = np.asarray(source)[:, ::-1]
+    whole = source.pixels[:, ::-1]
     assert mirrored.crop_top_left == plain.crop_top_left
     assert np.array_equal(mirrored.pixels.numpy(), whole[:, left : left + 60])
     middle = Framing().frame(source, (100, 60), None)
@@ -142,3 +146,25 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
         MixtureDataModule("a", resolution=8, global_batch_size=4)
     with pytest.raises(ValueError, match=r"data\.num_workers must be at least 0"):
         ImageDataModule(resolution=8, global_batch_size=4, num_workers=-1)
+
+
+def test_dct_scaling_and_the_other_resampler_reach_the_pixels(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 128, 160, 3), dtype=np.uint8)
+    samples = [(f"j{n}", {"jpg": encoded(Image.fromarray(noise[n]), "JPEG", quality=95)}) for n in range(8)]
+    write_shards(samples, tmp_path)
+
+    def images(split: str, **options: Any) -> torch.Tensor:
+        made = ImageDataModule(
+            str(tmp_path), str(tmp_path), resolution=16, global_batch_size=8, random_crop=False, flip_probability=0.0,
+            **options,
+        )  # fmt: skip
+        loader = made.train_loader(0) if split == "train" else made.evaluation_loader()
+        batch = next(iter(loader))
+        assert set(map(tuple, batch.original_size.tolist())) == {(128, 160)}
+        return batch.images[batch.index.argsort()]
+
+    plain = images("train")
+    scaled, fast = images("train", dct_scaling=True), images("train", resampler="torch")
+    assert 0 < (scaled - plain).abs().mean() < 0.1
+    assert 0 < (fast - plain).abs().max() < 0.05
+    assert torch.equal(images("val", dct_scaling=True), plain)

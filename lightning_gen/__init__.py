@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .data.images import ImageDataModule as ImageDataModule
     from .data.images import MixtureDataModule as MixtureDataModule
     from .data.images import TextImageDataModule as TextImageDataModule
-    from .data.latents import LatentDataModule as LatentDataModule
+    from .data.latents.module import LatentDataModule as LatentDataModule
     from .data.modules import ShardDataModule as ShardDataModule
     from .data.preferences import HPDv3DataModule as HPDv3DataModule
     from .data.preferences import PickAPicDataModule as PickAPicDataModule
@@ -44,7 +44,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "ImageDataModule": "lightning_gen.data.images",
     "ImageFolderDataModule": "lightning_gen.data.image_folder",
     "ImageNetDataModule": "lightning_gen.data.imagenet",
-    "LatentDataModule": "lightning_gen.data.latents",
+    "LatentDataModule": "lightning_gen.data.latents.module",
     "MixtureDataModule": "lightning_gen.data.images",
     "PickAPicDataModule": "lightning_gen.data.preferences",
     "PreferenceDataModule": "lightning_gen.data.preferences",

@@ -31,7 +31,7 @@ class Row:
         other: median of the other side.
         target: the ratio that is asked for, if one is.
         difference: largest difference of the two sides' results, where they must agree.
-        rates: tokens per second of both sides, where that is the question.
+        rates: tokens or images per second of both sides, where that is the question.
     """
 
     part: str
@@ -59,7 +59,7 @@ def compare(
     *,
     target: float | None = None,
     difference: float | None = None,
-    tokens: int | None = None,
+    items: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
     """Time two functions in turns: A B A B ...
@@ -72,7 +72,7 @@ def compare(
         repetitions: pairs of calls that count; one more pair warms up.
         target: the ratio that is asked for.
         difference: stored in the row.
-        tokens: real tokens that both sides handle per call, for the rates.
+        items: real tokens, or images, that both sides handle per call, for the rates.
         clock: seconds. ``time.process_time`` is not disturbed by other programs, but right only where one thread
             of this process does all the work and nothing waits for a disk or another process.
 
@@ -90,7 +90,7 @@ def compare(
     pairs = pairs[1:]
     ratios = sorted(b / a for a, b in pairs)
     mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    rates = None if tokens is None else (tokens / mine, tokens / theirs)
+    rates = None if items is None else (items / mine, items / theirs)
     spread = (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4])
     return Row(part, case, statistics.median(ratios), spread, mine, theirs, target, difference, rates)
 
@@ -122,17 +122,18 @@ def peak_bytes(function: Callable[[], object]) -> int:
     return int(max(held) - (first["Total Allocated"] - first["Bytes"]))
 
 
-def report(rows: Iterable[Row], out: Path, settings: dict[str, object]) -> None:
+def report(rows: Iterable[Row], out: Path, settings: dict[str, object], unit: str = "tokens") -> None:
     """Print the table and save it.
 
     Args:
         rows: the results.
         out: JSON file; its folder is created.
         settings: options of the run, saved beside the results.
+        unit: what the rates count.
     """
     rows = list(rows)
     width = max(len(row.case) for row in rows)
-    print(f"\n{'':2} {'case':{width}}  {'ratio':>6}  {'quartiles':>13}  {'tokens/s':>15}  {'differ':>7}  target")
+    print(f"\n{'':2} {'case':{width}}  {'ratio':>6}  {'quartiles':>13}  {unit + '/s':>15}  {'differ':>7}  target")
     for row in rows:
         quartiles = f"{row.spread[0]:.2f} .. {row.spread[1]:.2f}"
         rates = f"{row.rates[0]:.0f} / {row.rates[1]:.0f}" if row.rates else ""

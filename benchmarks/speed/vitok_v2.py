@@ -111,7 +111,7 @@ def packed_against_padded(sizes: Sizes, compare: Compare) -> Iterator[Row]:
                 lambda padded=padded, step=step: step(padded),
                 target=1.5 if actual <= 0.605 else 0.95,
                 difference=agreed(apart),
-                tokens=int(padded.mask.sum()),
+                items=int(padded.mask.sum()),
             )
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gen.data.finding import list_shards
-from lightning_gen.data.indexing import index_in_place
+from lightning_gen.data.inspection.indexing import index_in_place
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.remote_urls import is_remote
+from lightning_gen.data.remote.urls import is_remote
 from lightning_gen.data.shard_lists import pattern_name
 
 from .data_packing import Examples, progress_bars

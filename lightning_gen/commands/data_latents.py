@@ -72,9 +72,9 @@ def _run(options: argparse.Namespace) -> int:
     from torch import OutOfMemoryError
 
     from lightning_gen.data.finding import find_manifest
-    from lightning_gen.data.latent_cache import Caching, cache_latents
-    from lightning_gen.data.latent_journal import LEFT_OUT
-    from lightning_gen.data.latent_reading import PictureSize
+    from lightning_gen.data.latents.caching import Caching, cache_latents
+    from lightning_gen.data.latents.journal import LEFT_OUT
+    from lightning_gen.data.latents.reading import PictureSize
 
     caching = Caching(PictureSize(options.tokens, options.resolution), options.dtype, options.mirror)
     manifest = find_manifest(options.source, progress=True)

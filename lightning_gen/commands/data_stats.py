@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gen.data.finding import find_manifest
-from lightning_gen.data.statistics import PairStatistics, Statistics, gather_statistics
+from lightning_gen.data.inspection.statistics import PairStatistics, Statistics, gather_statistics
 
 from .data_packing import Examples, progress_bars
 
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         found = gather_statistics(manifest, watch)
     print("\n".join(_lines(found)))
     if options.out is not None:
-        from lightning_gen.data.statistics_pictures import draw_statistics
+        from lightning_gen.data.inspection.statistics_pictures import draw_statistics
 
         written = draw_statistics(found, options.out)
         table = options.out / "stats.json"

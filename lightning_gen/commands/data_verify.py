@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from lightning_gen.data.finding import find_manifest
-from lightning_gen.data.verifying import verify
+from lightning_gen.data.inspection.verifying import verify
 
 from .data_packing import Examples, progress_bars
 

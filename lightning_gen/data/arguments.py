@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning_gen.data.decode import MAX_PIXELS, Decoder
 from lightning_gen.data.joining import WeightedShards
 from lightning_gen.data.loader import StartMethod
-from lightning_gen.data.remote import RemoteOptions
+from lightning_gen.data.remote.retrying import RemoteOptions
 from lightning_gen.data.resampling import Resampler
 
 __all__ = ["DataArguments"]

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from lightning_gen.data.foreign import LocalTars, RemoteTars, indexed
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import RemoteOptions
-from lightning_gen.data.remote_finding import list_remote, remote_problem
-from lightning_gen.data.remote_fsspec import missing_package
-from lightning_gen.data.remote_urls import is_remote, scheme_of
+from lightning_gen.data.remote.finding import list_remote, remote_problem
+from lightning_gen.data.remote.object_stores import missing_package
+from lightning_gen.data.remote.retrying import RemoteOptions
+from lightning_gen.data.remote.urls import is_remote, scheme_of
 from lightning_gen.data.shard_lists import Listed, expand_pattern, parse_info, pattern_name, split_count
 
 if TYPE_CHECKING:
-    from lightning_gen.data.cache import ShardCache
+    from lightning_gen.data.remote.cache import ShardCache
 
 __all__ = ["expand_pattern", "find_manifest", "list_shards", "missing_data"]
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Protocol
 from lightning_gen.data.decode import picture_size
 from lightning_gen.data.index import INDEX_FORMAT, ShardIndex, index_file, index_tar, replace_file
 from lightning_gen.data.manifest import Manifest, Shard
-from lightning_gen.data.openers import RangeFile, UrlOpener
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import RemoteOptions
-from lightning_gen.data.remote_urls import shown
+from lightning_gen.data.remote.openers import RangeFile, UrlOpener
+from lightning_gen.data.remote.retrying import RemoteOptions
+from lightning_gen.data.remote.urls import shown
 from lightning_gen.data.shard_lists import Listed
 
 if TYPE_CHECKING:
-    from lightning_gen.data.cache import ShardCache
+    from lightning_gen.data.remote.cache import ShardCache
 
 __all__ = ["LocalTars", "RemoteTars", "Tars", "index_shards", "indexed"]
 

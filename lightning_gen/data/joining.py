@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.remote_urls import is_remote
+from lightning_gen.data.remote.urls import is_remote
 
 __all__ = ["WeightedShards", "join_manifests", "weighted"]
 

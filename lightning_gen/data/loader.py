@@ -16,11 +16,11 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_gen.data.cache import CacheError
 from lightning_gen.data.dataset import Collate, Report, Request, SampleDataset
 from lightning_gen.data.order import Step
 from lightning_gen.data.plan import EvaluationPlan, Plan, rank_part
 from lightning_gen.data.quarantine import DataError, Quarantine
+from lightning_gen.data.remote.cache import CacheError
 from lightning_gen.data.resume import Position, resume
 
 __all__ = ["BatchFactory", "Batches", "Counters", "EvaluationLoader", "PadTo", "PlanLoader", "StartMethod"]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_gen.data.index import replace_file
-from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import RemoteError, RemoteOptions
-from lightning_gen.data.remote_urls import base_name, check_listed, is_remote, join_location, parent_of, shown
+from lightning_gen.data.remote.openers import UrlOpener
+from lightning_gen.data.remote.retrying import RemoteError, RemoteOptions
+from lightning_gen.data.remote.urls import base_name, check_listed, is_remote, join_location, parent_of, shown
 
 __all__ = ["Manifest", "Shard", "verify_shards"]
 

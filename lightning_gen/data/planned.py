@@ -19,7 +19,6 @@ import torch
 
 from lightning_gen.data.arguments import DataArguments
 from lightning_gen.data.buckets import AspectBuckets
-from lightning_gen.data.cache import ShardCache
 from lightning_gen.data.dataset import Pools, Recipe, SampleDataset
 from lightning_gen.data.finding import find_manifest, missing_data
 from lightning_gen.data.joining import join_manifests, weighted
@@ -29,6 +28,7 @@ from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.order import Indices
 from lightning_gen.data.plan import EvaluationPlan, Planner
 from lightning_gen.data.quarantine import DataError, Quarantine, ShardError, read_quarantine
+from lightning_gen.data.remote.cache import ShardCache
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import ShardSource, Source
 from lightning_gen.data.stream_loader import StreamFactory, StreamSource

@@ -27,10 +27,10 @@ from lightning_gen.data.index import ShardIndex
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import Quarantine, ShardError
 from lightning_gen.data.reading import ReadingThread
-from lightning_gen.data.remote_urls import is_remote, shown
+from lightning_gen.data.remote.urls import is_remote, shown
 
 if TYPE_CHECKING:
-    from lightning_gen.data.cache import ShardCache
+    from lightning_gen.data.remote.cache import ShardCache
 
 __all__ = ["IndexedShards", "ReadError"]
 

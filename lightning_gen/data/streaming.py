@@ -22,10 +22,10 @@ from typing import Any, cast
 from lightning_gen.data.access import Consumer, Pass, StreamSample
 from lightning_gen.data.finding import list_shards
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import BadSample, DataError, Quarantine, ShardError
-from lightning_gen.data.remote import RemoteOptions
-from lightning_gen.data.remote_urls import base_name, scheme_of, shown
+from lightning_gen.data.remote.openers import UrlOpener
+from lightning_gen.data.remote.retrying import RemoteOptions
+from lightning_gen.data.remote.urls import base_name, scheme_of, shown
 from lightning_gen.data.shard_lists import Listed, expand_pattern
 from lightning_gen.data.tarfiles import CheckedTar, safe_name
 

@@ -8,10 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("webdataset", reason="the benchmark compares with it")
-
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed" / "data.py"
 
 

@@ -13,8 +13,8 @@ import torch
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.cli import main
 from lightning_gen.data.finding import find_manifest
-from lightning_gen.data.latent_record import LatentRecord, weights_sha256
-from lightning_gen.data.latents import LatentDataModule
+from lightning_gen.data.latents.module import LatentDataModule
+from lightning_gen.data.latents.record import LatentRecord, weights_sha256
 from lightning_gen.data.writing import write_shards
 from tests.data.samples import sample, shards
 

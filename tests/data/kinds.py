@@ -14,7 +14,7 @@ from lightning_gen.data.edits import EditPairsDataModule
 from lightning_gen.data.image_folder import ImageFolderDataModule
 from lightning_gen.data.images import ImageDataModule, MixtureDataModule, TextImageDataModule
 from lightning_gen.data.joining import WeightedShards
-from lightning_gen.data.latents import LatentDataModule
+from lightning_gen.data.latents.module import LatentDataModule
 from lightning_gen.data.planned import PlannedDataModule
 from lightning_gen.data.preferences import HPDv3DataModule, PickAPicDataModule
 from lightning_gen.data.prompts import PromptDataModule

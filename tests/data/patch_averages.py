@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.data.finding import find_manifest
-from lightning_gen.data.latent_cache import Caching, cache_latents
-from lightning_gen.data.latent_reading import PictureSize
-from lightning_gen.data.latent_record import LatentRecord
+from lightning_gen.data.latents.caching import Caching, cache_latents
+from lightning_gen.data.latents.reading import PictureSize
+from lightning_gen.data.latents.record import LatentRecord
 from lightning_gen.nn.tokens import Tokens, patchify, unpatchify
 
 __all__ = ["PatchAverages", "cached"]

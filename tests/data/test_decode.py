@@ -134,14 +134,6 @@ def test_a_damaged_exif_block_leaves_the_picture_upright() -> None:
     assert decode(data).size == picture(0).size
 
 
-@pytest.mark.parametrize("subsampling", [0, 1, 2])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_both_jpeg_decoders_give_the_same_pixels(subsampling: int, progressive: bool) -> None:
-    data = encoded(picture(5, (75, 131)), "JPEG", subsampling=subsampling, progressive=progressive, quality=88)
-    pil, fast = decode(data, decoder="pil"), decode(data, decoder="simplejpeg")
-    assert np.array_equal(np.asarray(pil), np.asarray(fast))
-
-
 def test_the_content_decides_not_the_name() -> None:
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"):
         image = decode(encoded(picture(2), kind))
@@ -193,14 +185,6 @@ def test_size_reads_the_header_only(tmp_path: Path) -> None:
         picture_size(b"no picture at all")
 
 
-def test_simplejpeg_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_gen.data.jpeg._simplejpeg", lambda: None)
-    data = encoded(picture(0), "JPEG")
-    assert decode(data, decoder="auto").size == (40, 24)
-    with pytest.raises(ModuleNotFoundError, match="pip install simplejpeg"):
-        decode(data, decoder="simplejpeg")
-
-
 def test_a_damaged_png_is_never_taken_for_a_sound_one() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     good = encoded(Image.fromarray(pixels), "PNG")
@@ -240,21 +224,3 @@ def test_sixteen_bit_pgm_and_transparent_grey() -> None:
     values = np.array([[0, 0x1200, 0xFFFF]], dtype=">u2")
     grey = np.asarray(decode(b"P5 3 1 65535\n" + values.tobytes()))
     assert grey[0, :, 0].tolist() == [0, 0x12, 0xFF]
-
-
-def test_both_decoders_agree_on_damaged_jpegs() -> None:
-    pytest.importorskip("simplejpeg", reason="compares it with PIL")
-    good = encoded(picture(3, (96, 128)), "JPEG", quality=92)
-    outcomes = set()
-    for place in range(200, len(good) - 40, 53):
-        damaged = bytearray(good)
-        damaged[place] ^= 0xA5
-        found = []
-        for decoder in ("pil", "simplejpeg"):
-            try:
-                found.append(np.asarray(decode(bytes(damaged), decoder=decoder)).tobytes())
-            except SampleError:
-                found.append(b"")
-        assert found[0] == found[1], place
-        outcomes.add(found[0] == b"")
-    assert False in outcomes

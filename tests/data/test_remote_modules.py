@@ -15,7 +15,7 @@ from lightning_gen.data.joining import WeightedShards
 from lightning_gen.data.modules import ShardDataModule
 from lightning_gen.data.preferences import PickAPicDataModule
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.remote import RemoteOptions
+from lightning_gen.data.remote.retrying import RemoteOptions
 from lightning_gen.data.writing import write_shards
 from lightning_gen.training.curriculum import BudgetStage
 from tests.data.kinds import captioned

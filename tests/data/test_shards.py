@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lightning_gen.data.cache import ShardCache
 from lightning_gen.data.convert.image_folder import write_image_folder
 from lightning_gen.data.decode import picture_size
 from lightning_gen.data.finding import expand_pattern, find_manifest, missing_data
 from lightning_gen.data.index import ShardIndex, index_tar
 from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.quarantine import SampleError, ShardError
+from lightning_gen.data.remote.cache import ShardCache
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.tarfiles import split_name
 from lightning_gen.data.writing import write_shards

@@ -14,13 +14,13 @@ import pytest
 from lightning_gen.data.decode import decode
 from lightning_gen.data.edits import EditFields
 from lightning_gen.data.finding import find_manifest
+from lightning_gen.data.inspection.statistics import gather_statistics
+from lightning_gen.data.inspection.verifying import verify
 from lightning_gen.data.preferences import PreferenceFields
-from lightning_gen.data.statistics import gather_statistics
 from lightning_gen.data.synth import KINDS, LAYOUTS, Kind, SynthOptions, register, write_synthetic
 from lightning_gen.data.synth.drawing import Scene
 from lightning_gen.data.synth.edits import EDITS, apply_edit
 from lightning_gen.data.synth.preference import STRENGTHS
-from lightning_gen.data.verifying import verify
 from tests.data.conversions import content, read, records, run
 
 

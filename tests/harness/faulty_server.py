@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
-from lightning_gen.data.remote import RemoteOptions
+from lightning_gen.data.remote.retrying import RemoteOptions
 
 __all__ = ["HASTY", "IMPATIENT", "FaultyServer"]
 

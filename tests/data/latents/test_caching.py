@@ -16,16 +16,16 @@ import torch
 
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.data.finding import find_manifest
-from lightning_gen.data.latent_cache import Caching, cache_latents
-from lightning_gen.data.latent_encoding import mirror_images, token_grids
-from lightning_gen.data.latent_reading import PictureSize
-from lightning_gen.data.latent_record import LatentRecord, weights_sha256
-from lightning_gen.data.latent_statistics import ChannelMoments
+from lightning_gen.data.inspection.verifying import verify
+from lightning_gen.data.latents.caching import Caching, cache_latents
+from lightning_gen.data.latents.encoding import mirror_images, token_grids
+from lightning_gen.data.latents.reading import PictureSize
+from lightning_gen.data.latents.record import LatentRecord, weights_sha256
+from lightning_gen.data.latents.statistics import ChannelMoments
 from lightning_gen.data.manifest import verify_shards
 from lightning_gen.data.quarantine import DataError, read_quarantine
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.transforms import from_picture, resize_picture, resize_to_budget
-from lightning_gen.data.verifying import verify
 from lightning_gen.data.writing import write_shards
 from lightning_gen.nn.tokens import join_images, pack, patchify
 from tests.data.kinds import captioned, pair

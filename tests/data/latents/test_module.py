@@ -15,9 +15,9 @@ from lightning.pytorch import LightningModule
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.joining import WeightedShards
-from lightning_gen.data.latent_fields import read_array
-from lightning_gen.data.latent_record import LatentRecord
-from lightning_gen.data.latents import LatentDataModule
+from lightning_gen.data.latents.fields import read_array
+from lightning_gen.data.latents.module import LatentDataModule
+from lightning_gen.data.latents.record import LatentRecord
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.transforms import from_picture, resize_picture, resize_to_budget

@@ -8,11 +8,11 @@ http, https, s3, gs or hf.
 from __future__ import annotations
 
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import MissingError, RemoteOptions
-from lightning_gen.data.remote_fsspec import missing_package
-from lightning_gen.data.remote_urls import SCHEMES, base_name, check_listed, join_location, parent_of, scheme_of, shown
+from lightning_gen.data.remote.object_stores import missing_package
+from lightning_gen.data.remote.openers import UrlOpener
+from lightning_gen.data.remote.retrying import MissingError, RemoteOptions
+from lightning_gen.data.remote.urls import SCHEMES, base_name, check_listed, join_location, parent_of, scheme_of, shown
 from lightning_gen.data.shard_lists import Listed, expand_pattern, parse_info, pattern_name, split_count
 
 __all__ = ["list_remote", "remote_problem"]

@@ -18,8 +18,8 @@ import io
 from typing import Any, Protocol
 
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import RemoteError, RemoteOptions, ResumedStream, Transport, Version
-from lightning_gen.data.remote_urls import SCHEMES, scheme_of, shown
+from lightning_gen.data.remote.retrying import RemoteError, RemoteOptions, ResumedStream, Transport, Version
+from lightning_gen.data.remote.urls import SCHEMES, scheme_of, shown
 
 __all__ = ["Opener", "RangeFile", "UrlOpener"]
 
@@ -47,7 +47,7 @@ class UrlOpener:
     """Opens paths, URLs and commands, with the limits and retries of the options. May be pickled.
 
     Whether a ``pipe:`` may be run is decided where it is read: lists of shards may not name one, see
-    :func:`lightning_gen.data.remote_urls.check_listed`.
+    :func:`lightning_gen.data.remote.urls.check_listed`.
 
     Args:
         options: the limits.
@@ -146,15 +146,15 @@ class UrlOpener:
     def _transport(self, url: str) -> Transport:
         scheme = scheme_of(url)
         if scheme in ("http", "https"):
-            from lightning_gen.data.remote_http import HttpTransport
+            from lightning_gen.data.remote.http import HttpTransport
 
             return HttpTransport(self.options)
         if scheme in SCHEMES:
-            from lightning_gen.data.remote_fsspec import FsspecTransport
+            from lightning_gen.data.remote.object_stores import FsspecTransport
 
             return FsspecTransport(self.options)
         if scheme in ("", "pipe"):
-            from lightning_gen.data.remote_local import LocalTransport, PipeTransport
+            from lightning_gen.data.remote.local import LocalTransport, PipeTransport
 
             return PipeTransport(self.options) if scheme else LocalTransport(self.options)
         raise ShardError(f"{shown(url)}: a shard is a path, pipe:COMMAND, or one of {', '.join(SCHEMES)}, not {scheme}")

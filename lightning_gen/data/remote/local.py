@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from lightning_gen.data.remote import Interrupted, MissingError, Pace, RemoteError, RemoteOptions, Version
-from lightning_gen.data.remote_urls import shown
+from lightning_gen.data.remote.retrying import Interrupted, MissingError, Pace, RemoteError, RemoteOptions, Version
+from lightning_gen.data.remote.urls import shown
 
 __all__ = ["BlockAnswer", "LocalTransport", "PipeTransport", "bounded"]
 

@@ -10,11 +10,11 @@ import pytest
 
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.index import ShardIndex, replace_file
-from lightning_gen.data.indexing import index_in_place
+from lightning_gen.data.inspection.indexing import index_in_place
+from lightning_gen.data.inspection.verifying import verify
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import ShardError
 from lightning_gen.data.shards import IndexedShards
-from lightning_gen.data.verifying import verify
 from lightning_gen.data.writing import write_shards
 from tests.data.samples import encoded, picture, sample, samples, shards
 
@@ -141,7 +141,7 @@ def test_an_interrupted_indexing_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     made.idx_path(2).unlink()
     made.idx_path(3).write_bytes(b"damaged")
     walked: list[str] = []
-    from lightning_gen.data import indexing
+    from lightning_gen.data.inspection import indexing
 
     real = indexing.index_tar
     monkeypatch.setattr(indexing, "index_tar", lambda tar, measure: (walked.append(tar.name), real(tar, measure))[1])

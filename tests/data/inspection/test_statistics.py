@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lightning_gen.data.inspection.statistics import PairStatistics, gather_statistics
+from lightning_gen.data.inspection.statistics_pictures import draw_statistics
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.statistics import PairStatistics, gather_statistics
-from lightning_gen.data.statistics_pictures import draw_statistics
 from lightning_gen.data.synth import SynthOptions, write_synthetic
 from lightning_gen.data.writing import write_shards
 from tests.data.samples import encoded, picture, shards

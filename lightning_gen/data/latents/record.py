@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gen.data.index import replace_file
-from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.remote import MissingError, RemoteOptions
-from lightning_gen.data.remote_urls import is_remote, shown
+from lightning_gen.data.remote.openers import UrlOpener
+from lightning_gen.data.remote.retrying import MissingError, RemoteOptions
+from lightning_gen.data.remote.urls import is_remote, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.convert.pipeline import Watch
-from lightning_gen.data.latent_encoding import EncodedPicture, PictureEncoder
-from lightning_gen.data.latent_fields import CARRIED, MIRRORED, PLAIN, StoredLatent, array_bytes, latent_sample
-from lightning_gen.data.latent_journal import LEFT_OUT, FinishedShard, LatentJournal
-from lightning_gen.data.latent_reading import LeftOut, PictureSize, read_pictures, require_pictures
-from lightning_gen.data.latent_record import LatentRecord, StoredKind, weights_sha256
-from lightning_gen.data.latent_statistics import ChannelMoments
+from lightning_gen.data.latents.encoding import EncodedPicture, PictureEncoder
+from lightning_gen.data.latents.fields import CARRIED, MIRRORED, PLAIN, StoredLatent, array_bytes, latent_sample
+from lightning_gen.data.latents.journal import LEFT_OUT, FinishedShard, LatentJournal
+from lightning_gen.data.latents.reading import LeftOut, PictureSize, read_pictures, require_pictures
+from lightning_gen.data.latents.record import LatentRecord, StoredKind, weights_sha256
+from lightning_gen.data.latents.statistics import ChannelMoments
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.writing import ShardWriter

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.dataset import Draws, Place, Request
-from lightning_gen.data.latent_fields import StoredLatent, read_array
-from lightning_gen.data.latent_record import LatentRecord
+from lightning_gen.data.latents.fields import StoredLatent, read_array
+from lightning_gen.data.latents.record import LatentRecord
 from lightning_gen.data.quarantine import SampleError
 from lightning_gen.nn.tokens import Tokens
 from lightning_gen.training.randomness import uniform

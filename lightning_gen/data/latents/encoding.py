@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gen.data.latent_fields import Array
-from lightning_gen.data.latent_record import StoredKind
+from lightning_gen.data.latents.fields import Array
+from lightning_gen.data.latents.record import StoredKind
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.interfaces import Autoencoder
 from lightning_gen.nn.tokens import Tokens, patchify, unpack, unpatchify

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from lightning_gen.data.finding import list_shards
 from lightning_gen.data.joining import weighted
-from lightning_gen.data.latent_fields import LatentFields
-from lightning_gen.data.latent_recipe import LatentRecipe
-from lightning_gen.data.latent_record import RECORD, LatentRecord
+from lightning_gen.data.latents.fields import LatentFields
+from lightning_gen.data.latents.recipe import LatentRecipe
+from lightning_gen.data.latents.record import RECORD, LatentRecord
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.plan import EvaluationPlan
 from lightning_gen.data.planned import Opened, PlannedDataModule, Split
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.remote import RemoteOptions
-from lightning_gen.data.remote_urls import is_remote, join_location, shown
+from lightning_gen.data.remote.retrying import RemoteOptions
+from lightning_gen.data.remote.urls import is_remote, join_location, shown
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import PictureFields, ShardSource, Source
 from lightning_gen.training.curriculum import BudgetStage

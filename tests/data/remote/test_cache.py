@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_gen.data.cache import CacheError, ShardCache
-from lightning_gen.data.cache_locks import hold, locked, remove_unless_held
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import RemoteOptions
+from lightning_gen.data.remote.cache import CacheError, ShardCache
+from lightning_gen.data.remote.cache_locks import hold, locked, remove_unless_held
+from lightning_gen.data.remote.retrying import RemoteOptions
 from lightning_gen.data.shards import IndexedShards
 from tests.data.samples import sample, shards
 from tests.harness.faulty_server import IMPATIENT, FaultyServer
@@ -272,7 +272,7 @@ def test_a_shard_larger_than_the_cache_and_a_full_disk_stop_the_run(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_gen.data.cache.os.fsync", full)
+        patch.setattr("lightning_gen.data.remote.cache.os.fsync", full)
         with pytest.raises(CacheError, match=rf"the disk of the cache folder .* is full, {SHARDS[0]} does not fit"):
             cache(tmp_path).open(manifest, 0)
     assert not isinstance(CacheError(), ShardError), "a full disk is not a bad sample"
@@ -366,7 +366,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     def none(handle: int, kind: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("lightning_gen.data.cache_locks.fcntl.flock", none)
+    monkeypatch.setattr("lightning_gen.data.remote.cache_locks.fcntl.flock", none)
     why = "file system without locks: put the cache on a local disk"
     with pytest.raises(OSError, match=why), locked(tmp_path / "lock", 1.0, lambda: 0, "x"):
         pass

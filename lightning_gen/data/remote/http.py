@@ -17,8 +17,8 @@ from email.message import Message
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from lightning_gen.data.remote import Interrupted, MissingError, Pace, RemoteError, RemoteOptions, Version
-from lightning_gen.data.remote_urls import shown
+from lightning_gen.data.remote.retrying import Interrupted, MissingError, Pace, RemoteError, RemoteOptions, Version
+from lightning_gen.data.remote.urls import shown
 
 __all__ = ["HttpTransport"]
 

@@ -13,7 +13,7 @@ import time
 from typing import Any, Protocol
 
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote_urls import shown
+from lightning_gen.data.remote.urls import shown
 
 __all__ = [
     "Answer",

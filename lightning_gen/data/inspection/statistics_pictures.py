@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_gen.data.statistics import PairStatistics, Statistics
+from lightning_gen.data.inspection.statistics import PairStatistics, Statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

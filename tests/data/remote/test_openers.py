@@ -15,11 +15,18 @@ from typing import ClassVar
 
 import pytest
 
-from lightning_gen.data.openers import RangeFile, UrlOpener
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import ChangedError, Interrupted, MissingError, RemoteError, RemoteOptions, Version
-from lightning_gen.data.remote_local import bounded
-from lightning_gen.data.remote_urls import base_name, check_listed, is_remote, join_location, parent_of, shown
+from lightning_gen.data.remote.local import bounded
+from lightning_gen.data.remote.openers import RangeFile, UrlOpener
+from lightning_gen.data.remote.retrying import (
+    ChangedError,
+    Interrupted,
+    MissingError,
+    RemoteError,
+    RemoteOptions,
+    Version,
+)
+from lightning_gen.data.remote.urls import base_name, check_listed, is_remote, join_location, parent_of, shown
 from tests.harness.faulty_server import HASTY, IMPATIENT, FaultyServer
 
 DATA = bytes(range(256)) * 1200
@@ -261,7 +268,7 @@ def test_a_call_that_never_returns_is_left_behind() -> None:
 
 def test_a_local_file_on_a_dead_disk_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").write_bytes(DATA)
-    monkeypatch.setattr("lightning_gen.data.remote_local.os.pread", lambda *args: time.sleep(20))
+    monkeypatch.setattr("lightning_gen.data.remote.local.os.pread", lambda *args: time.sleep(20))
     with pytest.raises(RemoteError, match="no answer came in 0.4 s"):
         read(str(tmp_path / "x"), options=RemoteOptions(read_timeout=0.4, retries=0))
 
@@ -337,7 +344,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> type[Bucket]:
             return super().read(min(size or -1, 60_000))
 
     fsspec.register_implementation("gs", Store, clobber=True)
-    monkeypatch.setattr("lightning_gen.data.remote_fsspec.PACKAGES", {"gs": "fsspec"})
+    monkeypatch.setattr("lightning_gen.data.remote.object_stores.PACKAGES", {"gs": "fsspec"})
     return Bucket
 
 

@@ -10,9 +10,9 @@ import contextlib
 import importlib
 from typing import Any
 
-from lightning_gen.data.remote import Interrupted, MissingError, RemoteError, RemoteOptions, Version
-from lightning_gen.data.remote_local import BlockAnswer, bounded
-from lightning_gen.data.remote_urls import scheme_of, shown, without_secrets
+from lightning_gen.data.remote.local import BlockAnswer, bounded
+from lightning_gen.data.remote.retrying import Interrupted, MissingError, RemoteError, RemoteOptions, Version
+from lightning_gen.data.remote.urls import scheme_of, shown, without_secrets
 
 __all__ = ["PACKAGES", "FsspecTransport", "missing_package"]
 

@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from lightning_gen.data.cache_locks import hold, is_locked, locked, remove_unless_held
 from lightning_gen.data.index import replace_file
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.openers import UrlOpener
 from lightning_gen.data.quarantine import ShardError
-from lightning_gen.data.remote import ChangedError, RemoteError, RemoteOptions, Version
-from lightning_gen.data.remote_urls import base_name, shown
+from lightning_gen.data.remote.cache_locks import hold, is_locked, locked, remove_unless_held
+from lightning_gen.data.remote.openers import UrlOpener
+from lightning_gen.data.remote.retrying import ChangedError, RemoteError, RemoteOptions, Version
+from lightning_gen.data.remote.urls import base_name, shown
 from lightning_gen.data.tarfiles import describe_start
 
 __all__ = ["CacheError", "ShardCache"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning_gen.data.convert.journal import Journal
 from lightning_gen.data.index import replace_file
-from lightning_gen.data.latent_fields import MIRRORED, PLAIN
-from lightning_gen.data.latent_record import RECORD, LatentRecord
-from lightning_gen.data.latent_statistics import ChannelMoments
+from lightning_gen.data.latents.fields import MIRRORED, PLAIN
+from lightning_gen.data.latents.record import RECORD, LatentRecord
+from lightning_gen.data.latents.statistics import ChannelMoments
 from lightning_gen.data.manifest import Manifest, Shard
 from lightning_gen.data.writing import describe_fields
 

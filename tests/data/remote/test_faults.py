@@ -17,10 +17,10 @@ import pytest
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from lightning_gen.data.access import Consumer, Pass, SampleReader, StreamSample
-from lightning_gen.data.cache import ShardCache
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import BadSample, DataError, Quarantine, ShardError
-from lightning_gen.data.remote import RemoteOptions
+from lightning_gen.data.remote.cache import ShardCache
+from lightning_gen.data.remote.retrying import RemoteOptions
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.streaming import StreamShards
 from tests.data.samples import sample, shards

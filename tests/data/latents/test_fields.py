@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lightning_gen.data.latent_fields import LatentFields, StoredLatent, array_bytes, latent_sample, read_array
+from lightning_gen.data.latents.fields import LatentFields, StoredLatent, array_bytes, latent_sample, read_array
 from lightning_gen.data.quarantine import SampleError
 from lightning_gen.data.sources import PictureFields
 

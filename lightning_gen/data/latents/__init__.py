@@ -1,0 +1,1 @@
+"""Latents that were encoded once: how they are written, read and served."""

@@ -96,6 +96,10 @@ def _room(parts: tuple[str, ...]) -> tuple[str, str | None]:
     return parts[0], parts[1] if len(parts) > 2 else None
 
 
+# From this floor on a folder inside a room is a paper; below it is a part of the room.
+PAPERS = 5
+
+
 def upward(root: Path) -> list[str]:
     """Imports that run up, sideways to another room of the same floor, or to a sibling paper."""
     complaints = []
@@ -110,7 +114,7 @@ def upward(root: Path) -> list[str]:
         elif there[0] != room and FLOORS[there[0]] >= FLOORS[room] and (room, there[0]) not in SIDEWAYS:
             complaints.append(f"{where}: floor {FLOORS[there[0]]} from floor {FLOORS[room]}")
         elif there[0] == room and paper and len(there) > 1:
-            is_paper = (root / room / there[1]).is_dir()
+            is_paper = FLOORS[room] >= PAPERS and (root / room / there[1]).is_dir()
             if is_paper and there[1] != paper and (paper, there[1]) not in SIBLINGS:
                 complaints.append(f"{where}: a sibling paper")
     return complaints

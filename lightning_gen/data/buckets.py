@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from lightning_gen.data.order import Indices, Step, canonical_order
+from lightning_gen.data.order import Indices, Step, interleaved_order
 
 __all__ = ["AspectBuckets", "BucketOrder"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +82,9 @@ class AspectBuckets:
 class BucketOrder:
     """Steps of G pictures of one bucket each.
 
-    What is left over in a bucket goes to the next wider one; what is left over a second time is dropped, so no picture
-    is cropped to a shape two buckets away. Which pictures these are changes with the pass.
+    A bucket of fewer than G pictures joins its nearest neighbour, so that none of them is left out for ever. What is
+    left over in a bucket goes to the next wider one; what is left over a second time is dropped. Which pictures these
+    are changes with the pass.
 
     Args:
         shards: global sample indices of every shard.
@@ -103,9 +108,10 @@ class BucketOrder:
     ) -> None:
         self.total = sum(map(len, shards))
         self.tokens, self.global_batch, self.shapes = tokens, global_batch, tuple(shapes)
-        self._bucket = bucket
+        self.keeps_order = False
+        self._bucket = self._joined(bucket, np.concatenate(list(shards)))
         self._pass = functools.lru_cache(maxsize=2)(
-            lambda epoch: self._schedule(canonical_order(shards, seed, epoch, 1, block_shards)[0])
+            lambda epoch: self._schedule(interleaved_order(shards, seed, epoch, block_shards))
         )
         # The number of steps depends on the histogram alone, so any pass tells it.
         self.steps = len(self._pass(0)[0])
@@ -136,6 +142,28 @@ class BucketOrder:
         """
         del epoch
         return number * self.global_batch
+
+    def _joined(self, bucket: npt.NDArray[np.int64], used: Indices) -> npt.NDArray[np.int64]:
+        """Buckets that can fill a batch by themselves."""
+        counts = np.bincount(bucket[used], minlength=len(self.shapes))
+        ratios, target = np.log([h / w for h, w in self.shapes]), np.arange(len(self.shapes))
+        while (small := np.flatnonzero((counts > 0) & (counts < self.global_batch))).size:
+            others = np.flatnonzero(counts)
+            first = small[np.argmin(counts[small])]
+            others = others[others != first]
+            if not others.size:
+                break
+            nearest = others[np.argmin(np.abs(ratios[others] - ratios[first]))]
+            _log.info(
+                "%d pictures of about %d x %d go with those of %d x %d: too few for a batch of %d",
+                counts[first],
+                *self.shapes[first],
+                *self.shapes[nearest],
+                self.global_batch,
+            )
+            target[target == first] = nearest
+            counts[nearest], counts[first] = counts[nearest] + counts[first], 0
+        return target[bucket]
 
     def _schedule(self, order: Indices) -> tuple[Indices, Indices]:
         places, buckets = list[Indices](), list[int]()

@@ -159,7 +159,7 @@ class EditPairsDataModule(PixelDataModule):
     def _recipe(self, split: Split) -> EditRecipe:
         return EditRecipe(self._framing(split), split == "train", max_ratio_gap=self.max_ratio_gap)
 
-    def _left_out(self, source: Source[Any]) -> Indices:
+    def _left_out(self, source: Source[Any], split: Split) -> Indices:
         shards = cast("ShardSource[StoredEdit]", source).shards
         everything = np.arange(len(shards), dtype=np.int64)
         before, after = shards.sizes(everything, "src"), shards.sizes(everything, "tgt")
@@ -168,7 +168,7 @@ class EditPairsDataModule(PixelDataModule):
         gaps = np.log(before[known, 0] / before[known, 1] * after[known, 1] / after[known, 0])
         mismatched[known] = np.abs(gaps) > math.log1p(self.max_ratio_gap)
         unseen = np.zeros(len(shards), np.bool_)
-        if self.unseen_tasks:
+        if self.unseen_tasks and split == "train":
             tasks = read_columns(shards, ("task",))["task"]
             unseen = np.array([task in self.unseen_tasks for task in tasks], np.bool_)
             if absent := sorted(set(self.unseen_tasks) - set(tasks)):

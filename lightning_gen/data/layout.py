@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,19 +90,30 @@ class Layout:
     @functools.cached_property
     def excluded_hash(self) -> str:
         """sha256 of the quarantine list, empty where nothing is left out."""
-        return _sha256(np.unique(self.excluded).tolist()) if len(self.excluded) else ""
+        if not len(self.excluded):
+            return ""
+        return hashlib.sha256(np.unique(self.excluded).tobytes()).hexdigest()
 
-    def hash(self, stage: BudgetStage) -> str:
-        """sha256 of what makes the order of a stage besides seed, data set and batch.
+    def describe(self, stage: BudgetStage) -> dict[str, Any]:
+        """What makes the order of a stage besides seed, data set and batch.
 
         Args:
             stage: of the curriculum.
 
         Returns:
-            A hash over mixture, buckets, smallest size and ladder.
+            Plain values by the names of the arguments that they come from.
         """
-        buckets = dataclasses.astuple(self.buckets) if self.buckets is not None else None
-        return _sha256([self.mixed, buckets, self.repeats, stage.min_size, stage.ladder, stage.batch_multiple])
+        buckets = self.buckets if self._shapes > 1 else None
+        return {
+            "train": [list(part) for part in self.mixed],
+            "resolution": buckets.resolution if buckets else None,
+            "bucket_step": buckets.step if buckets else None,
+            "max_ratio": buckets.max_ratio if buckets else None,
+            "repeats": self.repeats,
+            "min_size": stage.min_size,
+            "ladder": list(stage.ladder),
+            "batch_multiple": stage.batch_multiple,
+        }
 
     def schedule(self, stage: BudgetStage, streams: int) -> Schedule:
         """The micro-batches of a stage.
@@ -166,7 +176,7 @@ class Layout:
             if size % self.repeats or stage.ladder:
                 raise ValueError(f"the batch of {size} rows is not a whole number of groups of {self.repeats} repeats")
             part = size // self.repeats
-            plain = PlainOrder(shards, seed, tokens, part, math.gcd(streams, part), self.block_shards, self.shape)
+            plain = PlainOrder(shards, seed, tokens, part, 1, self.block_shards, self.shape)
             return RepeatOrder(plain, self.repeats, seed)
         if stage.ladder:
             return LadderOrder(shards, seed, stage.ladder, stage.batches, self.block_shards)
@@ -204,7 +214,3 @@ class Layout:
             if not kept[-1]:
                 raise ValueError(f"no sample is left of set {len(kept) - 1} (min_size={min_size}, quarantine list)")
         return kept
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

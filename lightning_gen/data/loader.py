@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -186,7 +187,10 @@ class BatchFactory:
 def _last_line(error: DataError | CacheError) -> str:
     """The message itself: an error from a worker comes wrapped in the worker's traceback."""
     text = str(error)
-    return text.rsplit("Error: ", 1)[-1].strip() if "Traceback" in text else text
+    if "Traceback" not in text:
+        return text
+    named = list(re.finditer(rf"^(?:\w+\.)*{type(error).__name__}: ", text, re.MULTILINE))
+    return text[named[-1].end() :].strip() if named else text
 
 
 class Batches(Protocol):

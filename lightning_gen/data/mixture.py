@@ -8,12 +8,13 @@ their turn. Everything is a function of how many samples were taken before, so a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
 
-from lightning_gen.data.order import Indices, Order, Step, canonical_order
+from lightning_gen.data.order import Indices, Order, Step, interleaved_order
 
 __all__ = ["BatchMixture", "Passes", "SampleMixture", "Schedule", "shares"]
 
@@ -50,7 +51,7 @@ class Passes:
     def __init__(self, order: Order, passes: int) -> None:
         self.order, self.passes = order, passes
         self.steps = passes * order.steps
-        self.total = order.total
+        self.total, self.keeps_order = order.total, order.keeps_order
 
     def step(self, plan: int, first_sample: int, number: int) -> Step:
         """One micro-batch of a plan.
@@ -96,6 +97,7 @@ class BatchMixture:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[Fraction], global_batch: int, passes: int) -> None:
         self.orders, self.weights, self.global_batch = tuple(orders), tuple(weights), global_batch
+        self.keeps_order = False
         self.total = sum(order.total for order in orders)
         self.steps = passes * sum(order.steps for order in orders) if all(order.steps for order in orders) else 0
 
@@ -144,6 +146,9 @@ class SampleMixture:
         block_shards: shards of one set mixed with each other at a time.
         passes: a plan has as many samples as this number of passes over all sets together.
         shape: shape of every picture, None = its own.
+
+    Raises:
+        ValueError: a set is smaller than its share of a batch.
     """
 
     def __init__(
@@ -157,13 +162,20 @@ class SampleMixture:
         passes: int,
         shape: tuple[int, int] | None = None,
     ) -> None:
-        self.shape = shape
+        self.shape, self.keeps_order = shape, True
         self.lengths = [sum(map(len, shards)) for shards in sets]
+        for number, (length, weight) in enumerate(zip(self.lengths, weights, strict=True)):
+            share = math.ceil(global_batch * weight / sum(weights))
+            if share > length:
+                raise ValueError(
+                    f"set {number} of the mixture has {length} samples and would give {share} to every batch of "
+                    f"{global_batch}, some of them twice: lower its weight or the batch"
+                )
         self.total = sum(self.lengths)
         self.weights, self.tokens, self.global_batch = tuple(weights), tokens, global_batch
         self.steps = passes * self.total // global_batch
         self._pass = functools.lru_cache(maxsize=2 * len(sets))(
-            lambda number, epoch: canonical_order(sets[number], seeds[number], epoch, 1, block_shards)[0]
+            lambda number, epoch: interleaved_order(sets[number], seeds[number], epoch, block_shards)
         )
 
     def step(self, plan: int, first_sample: int, number: int) -> Step:

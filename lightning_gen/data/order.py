@@ -16,9 +16,20 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Indices", "LadderOrder", "Order", "PlainOrder", "RepeatOrder", "Step", "canonical_order", "generator"]
+__all__ = [
+    "Indices",
+    "LadderOrder",
+    "Order",
+    "PlainOrder",
+    "RepeatOrder",
+    "Step",
+    "canonical_order",
+    "generator",
+    "interleaved_order",
+]
 
 Indices = npt.NDArray[np.int64]
+_STREAMS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +65,11 @@ class Order(Protocol):
     @property
     def steps(self) -> int:
         """Steps T of one pass, the same for every pass."""
+        ...
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether samples come in the same order for another batch size."""
         ...
 
     def step(self, epoch: int, number: int) -> Step:
@@ -92,7 +108,7 @@ def canonical_order(shards: Sequence[Indices], seed: int, epoch: int, streams: i
         block_shards: shards mixed with each other at a time.
 
     Returns:
-        int64, (C, L). Step t is made of columns [t G / C, (t + 1) G / C) of all rows, row after row.
+        int64, (C, L). Step t is made of columns [t G / C, (t + 1) G / C) of all rows.
     """
     order = generator(seed, epoch, 0).permutation(len(shards))
     whole = np.concatenate([shards[number] for number in order])
@@ -109,6 +125,26 @@ def canonical_order(shards: Sequence[Indices], seed: int, epoch: int, streams: i
         for block, (low, high) in enumerate(zip(cuts, cuts[1:], strict=False)):
             rows[stream, low:high] = generator(seed, epoch, 1, stream, block).permutation(rows[stream, low:high])
     return rows
+
+
+def interleaved_order(shards: Sequence[Indices], seed: int, epoch: int, block_shards: int) -> Indices:
+    """The order of one pass as a single list, for steps of changing sizes: neighbours come from different streams.
+
+    Args:
+        shards: global sample indices of every shard.
+        seed: the run's seed.
+        epoch: number of the pass.
+        block_shards: shards mixed with each other at a time.
+
+    Returns:
+        int64, (N,): sample by sample from up to 8 canonical streams in turn, and what they leave over at the end.
+    """
+    total = sum(map(len, shards))
+    streams = min(_STREAMS, max(1, len(shards) // block_shards), total)
+    rows = canonical_order(shards, seed, epoch, streams, block_shards)
+    if rows.size == total:
+        return rows.T.reshape(-1)
+    return np.concatenate([rows.T.reshape(-1), np.setdiff1d(np.concatenate(list(shards)), rows)])
 
 
 class PlainOrder:
@@ -137,6 +173,7 @@ class PlainOrder:
         self.total = sum(map(len, shards))
         self.steps = self.total // global_batch
         self.tokens, self.global_batch, self.streams, self.shape = tokens, global_batch, streams, shape
+        self.keeps_order = True
         self._rows = functools.lru_cache(maxsize=2)(
             lambda epoch: canonical_order(shards, seed, epoch, streams, block_shards)
         )
@@ -149,10 +186,12 @@ class PlainOrder:
             number: t in [0, T).
 
         Returns:
-            Columns [t G / C, (t + 1) G / C) of the canonical order.
+            Columns [t G / C, (t + 1) G / C) of the canonical order; groups of C / 8 streams take turns in it.
         """
-        part = self.global_batch // self.streams
-        index = self._rows(epoch)[:, number * part : (number + 1) * part].reshape(-1)
+        part, near = self.global_batch // self.streams, max(1, self.streams // _STREAMS)
+        columns = self._rows(epoch)[:, number * part : (number + 1) * part]
+        # Inside groups of streams sample by sample: neighbours in a step do not come from one block of shards.
+        index = columns.reshape(self.streams // near, near, part).swapaxes(1, 2).reshape(-1)
         return Step(index, np.ones(len(index), np.bool_), epoch, self.tokens, self.shape)
 
     def samples_before(self, epoch: int, number: int) -> int:
@@ -182,7 +221,7 @@ class RepeatOrder:
 
     def __init__(self, order: Order, repeats: int, seed: int) -> None:
         self._order, self.repeats, self._seed = order, repeats, seed
-        self.total, self.steps = order.total, order.steps
+        self.total, self.steps, self.keeps_order = order.total, order.steps, order.keeps_order
 
     def step(self, epoch: int, number: int) -> Step:
         """One step.
@@ -232,13 +271,13 @@ class LadderOrder:
         self, shards: Sequence[Indices], seed: int, ladder: Sequence[int], batches: Sequence[int], block_shards: int
     ) -> None:
         self.total = sum(map(len, shards))
-        self.ladder, self._seed = tuple(ladder), seed
+        self.ladder, self._seed, self.keeps_order = tuple(ladder), seed, True
         self._batches = np.asarray(batches, np.int64)
         turn = int(self._batches.sum())
         ends = np.cumsum(self._batches)
         self.steps = self.total // turn * len(ladder) + int((ends <= self.total % turn).sum())
         self._pass = functools.lru_cache(maxsize=2)(
-            lambda epoch: (canonical_order(shards, seed, epoch, 1, block_shards)[0], *self._rungs(epoch))
+            lambda epoch: (interleaved_order(shards, seed, epoch, block_shards), *self._rungs(epoch))
         )
 
     def step(self, epoch: int, number: int) -> Step:

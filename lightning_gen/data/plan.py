@@ -21,7 +21,7 @@ import numpy as np
 
 from lightning_gen.data.layout import Layout
 from lightning_gen.data.mixture import Passes
-from lightning_gen.data.order import Step
+from lightning_gen.data.order import Indices, Step
 from lightning_gen.training.curriculum import BudgetStage, check_stages, stage_at
 
 __all__ = ["EvaluationPlan", "Origin", "Plan", "Planner", "rank_part"]
@@ -291,7 +291,7 @@ class Planner:
     @functools.cached_property
     def hash(self) -> str:
         """sha256 of everything that decides which sample comes when."""
-        stages = [(dataclasses.astuple(stage), self.layout.hash(stage)) for stage in self.stages]
+        stages = [(dataclasses.astuple(stage), self.layout.describe(stage)) for stage in self.stages]
         layout = [self.layout.seed, self.layout.block_shards, self.layout.passes, self.layout.excluded_hash]
         key = [self.fingerprint, stages, layout, self.accumulate, self.canonical_streams, self.origin]
         return hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -303,6 +303,7 @@ class EvaluationPlan:
 
     Attributes:
         total: samples N.
+        samples: int64, (N,), their global indices, ascending; None = 0 to N - 1.
         global_batch_size: G.
         tokens: token budget of every image.
         shape: height and width that every picture is brought to, None = its own.
@@ -312,6 +313,7 @@ class EvaluationPlan:
     global_batch_size: int
     tokens: int
     shape: tuple[int, int] | None = None
+    samples: Indices | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def steps(self) -> int:
@@ -333,4 +335,6 @@ class EvaluationPlan:
         if not 0 <= number < self.steps:
             raise IndexError(f"batch {number} of an evaluation of {self.steps} batches")
         index = np.arange(number * self.global_batch_size, (number + 1) * self.global_batch_size, dtype=np.int64)
-        return Step(np.minimum(index, self.total - 1), index < self.total, 0, self.tokens, self.shape)
+        places = np.minimum(index, self.total - 1)
+        chosen = places if self.samples is None else self.samples[places]
+        return Step(chosen, index < self.total, 0, self.tokens, self.shape)

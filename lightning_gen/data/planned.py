@@ -8,6 +8,7 @@ them stay visible on the command line.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,9 +105,9 @@ class PlannedDataModule(DataArguments, abc.ABC):
     def _evaluation(self, total: int, world: int) -> EvaluationPlan:
         """How an evaluation is cut into batches."""
 
-    def _left_out(self, source: Source[Any]) -> Indices:
-        """Training samples that are not wanted, by global index."""
-        del source
+    def _left_out(self, source: Source[Any], split: Split) -> Indices:
+        """Samples of a split that are not wanted, by global index."""
+        del source, split
         return np.empty(0, np.int64)
 
     def _open(self, split: Split) -> Opened:
@@ -259,7 +260,9 @@ class PlannedDataModule(DataArguments, abc.ABC):
             The loader.
         """
         split = "val" if split == "predict" and self.predict is None else split
-        plan = self._evaluation(len(self._set(split).source), world)
+        source = self._set(split).source
+        wanted = np.setdiff1d(np.arange(len(source), dtype=np.int64), self._left_out(source, split))
+        plan = dataclasses.replace(self._evaluation(len(wanted), world), samples=wanted)
         return EvaluationLoader(plan, self._factory(split, rank, world))
 
     def train_dataloader(self) -> PlanLoader:
@@ -357,7 +360,7 @@ class PlannedDataModule(DataArguments, abc.ABC):
             self.seed,
             self.block_shards,
             self.passes,
-            np.union1d(self._quarantined(source), self._left_out(source)),
+            np.union1d(self._quarantined(source), self._left_out(source, "train")),
             opened.sets,
             self.buckets,
             sizes=lambda: source.sizes(np.arange(len(source), dtype=np.int64)),

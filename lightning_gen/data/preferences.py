@@ -264,13 +264,14 @@ class PreferenceDataModule(PixelDataModule):
     def _recipe(self, split: Split) -> PreferenceRecipe:
         return PreferenceRecipe(self._framing(split), split == "train", flip=self.flip)
 
-    def _left_out(self, source: Source[Any]) -> Indices:
+    def _left_out(self, source: Source[Any], split: Split) -> Indices:
+        del split
         pairs = cast("_PairSource", source)
         labels, confidence = pairs.columns["label_0"], pairs.columns["confidence"]
         reasons = {
             "ties": np.array([self.ties == "drop" and label == 0.5 for label in labels], np.bool_),
             f"pairs with confidence below {self.min_confidence}": np.array(
-                [isinstance(c, float) and c < self.min_confidence for c in confidence], np.bool_
+                [_is_unsure(c, self.min_confidence) for c in confidence], np.bool_
             ),
             f"pairs whose shapes differ by more than {self.max_ratio_gap:.0%}": self._mismatched(pairs.shards),
         }
@@ -292,6 +293,12 @@ class PreferenceDataModule(PixelDataModule):
             ratios = [np.log(size[known, 0] / size[known, 1]) for size in (first, second)]
             out[known] = np.abs(ratios[0] - ratios[1]) > math.log1p(self.max_ratio_gap)
         return out
+
+
+def _is_unsure(confidence: Any, least: float) -> bool:
+    """Whether a confidence is too low; what is no number is judged, and counted, when the pair is read."""
+    is_number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+    return is_number and not confidence >= least
 
 
 class PickAPicDataModule(PreferenceDataModule):

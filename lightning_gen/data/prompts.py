@@ -58,7 +58,8 @@ class PromptFile:
         self.path = Path(path)
         try:
             content = self.path.read_bytes()
-            lines = content.decode("utf-8").splitlines()
+            # Not splitlines: it also cuts at characters that may stand inside a prompt.
+            lines = content.decode("utf-8-sig").removesuffix("\n").split("\n")
         except OSError as error:
             raise DataError(f"the prompts {path} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:

@@ -15,14 +15,8 @@ __all__ = ["DataReport"]
 class DataReport(pl.Callback):
     """Logs bad samples, reads tried again, bytes read and seconds waited over all ranks, and the share of padding.
 
-    Args:
-        every: batches between two lines of the log.
+    In the steps in which the trainer writes its log, and at the end of every epoch.
     """
-
-    def __init__(self, every: int = 100) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
-        self.every = every
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -34,13 +28,30 @@ class DataReport(pl.Callback):
             pl_module: the model, which does the logging.
             outputs: not used.
             batch: the batch; its rows of tokens tell how much of them is padding.
-            batch_idx: number of the batch in its epoch.
+            batch_idx: not used.
         """
+        if not trainer._logger_connector.should_update_logs:
+            return
+        self._log(trainer, pl_module, on_step=True)
+        images = getattr(batch, "images", None)
+        if isinstance(images, Tokens):
+            padding = 1 - images.mask.float().mean()
+            pl_module.log("data/padding", padding, on_step=True, on_epoch=False, sync_dist=True, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the counters once more.
+
+        Args:
+            trainer: the trainer.
+            pl_module: the model, which does the logging.
+        """
+        self._log(trainer, pl_module, on_step=False)
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_step: bool) -> None:
         data = getattr(trainer, "datamodule", None)
-        if isinstance(data, PlannedDataModule) and (batch_idx + 1) % self.every == 0:
-            values = {f"data/{name}": value for name, value in data.counters().items()}
-            pl_module.log_dict(values, on_step=True, on_epoch=False, sync_dist=True, reduce_fx="sum", batch_size=1)
-            images = getattr(batch, "images", None)
-            if isinstance(images, Tokens):
-                padding = 1 - images.mask.float().mean()
-                pl_module.log("data/padding", padding, on_step=True, on_epoch=False, sync_dist=True, batch_size=1)
+        if isinstance(data, PlannedDataModule):
+            # Two names, since Lightning keeps values of steps and of epochs apart.
+            place = "data" if on_step else "data_epoch"
+            values = {f"{place}/{name}": value for name, value in data.counters().items()}
+            options: dict[str, Any] = {"on_step": on_step, "on_epoch": not on_step}
+            pl_module.log_dict(values, sync_dist=True, reduce_fx="sum", batch_size=1, **options)

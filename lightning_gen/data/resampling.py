@@ -126,7 +126,9 @@ class Crop:
 
     def _within(self, picture: DecodedPicture) -> Box:
         """The box in the pixels at hand, which may be fewer than the stored ones."""
+        if self.box is None:
+            return picture.extent
         (left, top, right, bottom), (height, width) = picture.extent, picture.original_size
         across, down = (right - left) / width, (bottom - top) / height
-        box = self.box or (0, 0, width, height)
+        box = self.box
         return left + box[0] * across, top + box[1] * down, left + box[2] * across, top + box[3] * down

@@ -7,6 +7,7 @@ checkpoint and because the next run may have another number of both.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +41,7 @@ class Position:
         passes: passes over the data per plan.
         block_shards: shards mixed with each other.
         excluded: sha256 of the list of samples left out, empty if there is none.
-        layout_hash: hash over mixture, buckets, smallest size and ladder of the plan's stage.
+        layout: mixture, buckets, smallest size and ladder of the plan's stage, as JSON text.
         manifest_sha256: the data set's fingerprint.
         plan_hash: hash over all that decides the order.
         version: of this record.
@@ -61,7 +62,7 @@ class Position:
     passes: int
     block_shards: int
     excluded: str
-    layout_hash: str
+    layout: str
     manifest_sha256: str
     plan_hash: str
     version: int = _VERSION
@@ -94,7 +95,7 @@ class Position:
             passes=planner.layout.passes,
             block_shards=planner.layout.block_shards,
             excluded=planner.layout.excluded_hash,
-            layout_hash=planner.layout.hash(planner.stages[plan.stage]),
+            layout=json.dumps(planner.layout.describe(planner.stages[plan.stage]), sort_keys=True),
             manifest_sha256=planner.fingerprint,
             plan_hash=planner.hash,
         )
@@ -157,8 +158,9 @@ def resume(planner: Planner, position: Position) -> tuple[Planner, int]:
         "block_shards": (layout.block_shards, position.block_shards),
         "passes": (layout.passes, position.passes),
         "the quarantine list of samples left out": (layout.excluded_hash, position.excluded),
-        "the mixture, bucket_step, max_ratio, min_size or ladder": (layout.hash(stage), position.layout_hash),
     }
+    then_layout = json.loads(position.layout)
+    fixed |= {name: (now, then_layout.get(name)) for name, now in layout.describe(stage).items()}
     for name, (now, then) in fixed.items():
         if now != then:
             raise DataError(
@@ -185,12 +187,16 @@ def _regrouped(planner: Planner, position: Position) -> tuple[Planner, int]:
     taken = position.first_step + position.step_in_epoch // position.accumulate
     first = planner.continued(Origin(position.epoch, taken, position.first_sample), streams).plan(position.epoch)
     step = first.step_at(position.samples_seen_global)
+    if first.steps == planner.steps_per_plan(first.stage):
+        # No boundary cuts this plan: what was seen is all of it, and the next one begins.
+        step = min(step, first.steps)
     origin = Origin(position.epoch, taken - step // planner.accumulate, position.first_sample)
     moved = planner.continued(origin, streams)
     plan = moved.plan(position.epoch)
     _check_reach(plan, step)
-    repeated = position.samples_seen_global - plan.samples_before(step)
-    kept = "the same order" if streams == position.canonical_streams else "a new order, so some samples come twice"
+    repeated = max(0, position.samples_seen_global - plan.samples_before(step))
+    same = streams == position.canonical_streams and planner.schedule(plan.stage).keeps_order
+    kept = "the same order" if same else "a new order, so some samples come twice and others not at all"
     _log.warning(
         "the batch changed from %d x %d to %d x %d images in the middle of epoch %d: it goes on in %s at sample %d, "
         "which repeats %d samples",

@@ -175,7 +175,12 @@ class PictureFields:
         label = _label(fields)
         if self.num_classes is not None:
             if label is None:
-                raise SampleError(f"the sample has no label (cls, cls.txt, or label in json), only {', '.join(fields)}")
+                found = json_record(fields).get("label")
+                raise SampleError(
+                    f"label in json is {found!r}, not a class number"
+                    if found is not None
+                    else f"the sample has no label (cls, cls.txt, or label in json), only {', '.join(fields)}"
+                )
             if not 0 <= label < self.num_classes:
                 raise SampleError(f"label {label} is not one of {self.num_classes} classes")
         return -1 if label is None else label
@@ -240,4 +245,6 @@ def _label(fields: Mapping[str, bytes]) -> int | None:
             except ValueError:
                 raise SampleError(f"the field {field} holds {fields[field][:20]!r}, not a class number") from None
     label = json_record(fields).get("label")
-    return label if isinstance(label, int) else None
+    if isinstance(label, bool) or not isinstance(label, int | float) or label % 1 != 0:
+        return None
+    return int(label)

@@ -81,12 +81,16 @@ def test_buckets_come_mixed_and_in_the_order_of_the_shards() -> None:
     shapes = [plan.step(t).shape for t in range(plan.steps)]
     changes = sum(a != b for a, b in zip(shapes, shapes[1:], strict=False))
     assert changes > 0.4 * plan.steps
-    # One block is four shards: a step does not reach far beyond the block that is being read.
-    place = np.empty(sum(COUNTS), np.int64)
+
+
+def test_a_shard_is_read_in_a_stretch_of_the_pass() -> None:
+    counts = COUNTS * 8  # 8 streams of 20 shards, 5 blocks each
+    known = sizes(sum(counts))
+    layout = Layout(counts, 1, block_shards=4, buckets=AspectBuckets(512, 64), sizes=lambda: known)
+    plan = Planner(layout, "data", [BudgetStage(512**2, 4)]).plan(0)
     order = np.concatenate([plan.step(t).index for t in range(plan.steps)])
-    place[order] = np.arange(len(order))
-    owner = np.repeat(np.arange(len(COUNTS)), COUNTS)
-    spans = [np.ptp(place[order][owner[order] == shard]) for shard in range(len(COUNTS))]
+    owner = np.repeat(np.arange(len(counts)), counts)[order]
+    spans = [np.ptp(np.flatnonzero(owner == shard)) for shard in range(len(counts))]
     assert np.median(spans) < 0.4 * len(order)
 
 
@@ -98,7 +102,7 @@ def test_the_same_for_everybody_and_resumable() -> None:
     position = Position.of(first.plan(2), 7)
     assert position.samples_seen_global == 56
     assert resume(again, position)[1] == 7
-    with pytest.raises(DataError, match="bucket_step"):
+    with pytest.raises(DataError, match="bucket_step is not that of the checkpoint \\(32 now, 64 then\\)"):
         resume(planner(step=32), position)
 
 
@@ -154,3 +158,18 @@ def test_small_pictures_are_left_out_per_stage() -> None:
     assert set(smallest.tolist()) == {0, 480, 512}  # 0 = unknown, judged when it is decoded
     with pytest.raises(ValueError, match="no sample is left"):
         Planner(Layout([4], 1, sizes=lambda: np.full((4, 2), 9)), "data", [BudgetStage(9, 2, min_size=10)])
+
+
+def test_rare_shapes_are_not_left_out_for_ever() -> None:
+    known = np.array([[512, 512]] * 100 + [[300, 600]] * 5 + [[600, 300]] * 5)
+    layout = Layout([55, 55], 1, buckets=AspectBuckets(512, 64), sizes=lambda: known)
+    made = Planner(layout, "data", [BudgetStage(512**2, 16)])
+    seen = {int(n) for k in range(30) for t in range(made.plan(k).steps) for n in made.plan(k).step(t).index}
+    assert seen == set(range(110))
+    assert made.plan(0).steps == 110 // 16
+
+
+def test_another_batch_size_of_buckets_says_that_the_order_is_new(caplog: pytest.LogCaptureFixture) -> None:
+    position = Position.of(planner().plan(0), 5)
+    resume(planner(batch=16), position)
+    assert "a new order, so some samples come twice and others not at all" in caplog.text

@@ -71,7 +71,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a third": ({"label_0": 0.3, "label_1": 0.7}, "bad_label", "label_0 is 0.3; known are 1, 0 and 0.5"),
     "two winners": ({"label_1": 1.0}, "bad_label", "do not add up to 1"),
     "web page": ({"jpg_0": b"<html>gone</html>"}, "undecodable", "0: these 17 bytes are not a picture"),
-    "no prompt": ({"caption": None}, "missing", "caption is None, not a text"),
+    "no prompt": ({"caption": None}, "no_value", "caption is None, not a text"),
 }
 
 

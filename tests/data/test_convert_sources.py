@@ -109,6 +109,19 @@ def test_hpdv3_prefers_the_first_path_always(tmp_path: Path) -> None:
     assert read(done.manifest)["000000004"]["0.jpg"] == jpeg(10 * 4 + ord("a"))
 
 
+@pytest.mark.parametrize(("given", "stored"), [(1, 1.0), (0, 0.0), ("0.5", 0.5), (0.95, 0.95)])
+def test_hpdv3_has_its_confidence_as_a_float(tmp_path: Path, given: Any, stored: float) -> None:
+    found = records(run("hpdv3", hpdv3(tmp_path / "in", confidence=given), tmp_path / "out").manifest)
+    assert (type(found[1]["confidence"]), found[1]["confidence"]) == (float, stored)
+
+
+@pytest.mark.parametrize("given", ["high", 1.5, -0.1, True, [0.9], "nan"])
+def test_hpdv3_counts_a_confidence_that_is_none(tmp_path: Path, given: Any) -> None:
+    done = run("hpdv3", hpdv3(tmp_path / "in", confidence=given), tmp_path / "out")
+    assert (done.tally.counts["bad_label"], done.tally.counts["written"]) == (1, 5)
+    assert f"confidence is {given!r}" in done.tally.examples["bad_label"][0]
+
+
 def test_hpdv3_refuses_a_path_that_climbs_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1 \(train.json, rows 0 to 5\): a row names the file '../x.jpg'"):
         run("hpdv3", hpdv3(tmp_path / "in", path2="../x.jpg"), tmp_path / "out")
@@ -222,7 +235,7 @@ def test_prompts_of_text_and_json_lines(tmp_path: Path) -> None:
     (tmp_path / "geneval.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"tag": "x"}))
     done = run("prompts", tmp_path / "geneval.jsonl", tmp_path / "geneval")
     assert row.items() <= records(done.manifest)[0].items()
-    assert done.tally.counts["missing"] == 1
+    assert (done.tally.counts["no_value"], done.tally.counts["missing"]) == (1, 0)
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:
@@ -255,6 +268,14 @@ def test_foreign_tars_keep_their_fields(tmp_path: Path) -> None:
     assert found[first] == ["cls", "jpg", "json", "latents.npz"]
     assert json.loads(read(done.manifest)[first]["json"])["caption"] == "x"
     assert ["jpg", "json", "seg_map"] in found.values()
+
+
+def test_a_class_that_is_no_number_is_left_out_of_foreign_tars(tmp_path: Path) -> None:
+    members = {"a.jpg": jpeg(1), "a.cls": b"cat", "b.jpg": jpeg(2), "b.cls": b" 7\n", "c.jpg": jpeg(3), "c.cls": b"-1"}
+    done = run("wds", tar(tmp_path / "a.tar", members), tmp_path / "out")
+    assert list(read(done.manifest)) == ["b"]
+    assert (done.tally.counts["read"], done.tally.counts["bad_label"]) == (3, 2)
+    assert done.tally.examples["bad_label"][0] == "a (a.tar): cls is b'cat', not a class number"
 
 
 def test_a_dot_in_a_key_never_merges_two_samples(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_frames_of_other_ratios_are_left_out_and_other_sizes_are_resampled(tmp_p
     assert len(list(wide.train_loader(0))) == 3
     loose = EditPairsDataModule(None, str(tmp_path), resolution=24, global_batch_size=3, max_bad_fraction=1.0)
     valid = [ok for batch in loose.evaluation_loader() for ok in batch.source.valid.tolist()]
-    assert valid.count(False) == 3  # an evaluation has no plan to leave them out of: they do not count
+    assert valid.count(True) == 6  # pairs that do not match are left out of an evaluation too
 
 
 def test_missing_pictures_and_nothing_left(tmp_path: Path) -> None:

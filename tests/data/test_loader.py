@@ -482,3 +482,13 @@ def test_stages_change_rows_and_batches(data: Path) -> None:
     made = ShardDataModule(str(data), patch_size=8, stages=stages)
     shapes = [{tokens_of(b).values.shape[:2] for b in made.train_loader(k)} for k in range(2)]
     assert shapes == [{(8, 4)}, {(2, 16)}]
+
+
+def test_the_message_of_a_worker_keeps_the_names_of_shards() -> None:
+    from lightning_gen.data.loader import _last_line
+
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n"
+        "lightning_gen.data.quarantine.DataError: 3 of 3 shards cannot be read. a-000.tar: ReadError: unexpected end\n"
+    )
+    assert _last_line(DataError(text)) == "3 of 3 shards cannot be read. a-000.tar: ReadError: unexpected end"

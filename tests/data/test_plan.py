@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from lightning_gen.data.layout import Layout
+from lightning_gen.data.buckets import AspectBuckets
+from lightning_gen.data.layout import Layout, MixedSet
 from lightning_gen.data.order import canonical_order
 from lightning_gen.data.plan import EvaluationPlan, Plan, Planner, rank_part
+from lightning_gen.data.resume import Position, resume
 from lightning_gen.training.curriculum import BudgetStage, check_stages, stage_at
 
 UNEVEN = [int(n) for n in np.random.default_rng(0).integers(60, 140, 37)]
@@ -237,3 +239,32 @@ def test_an_evaluation_counts_every_sample_once(world: int, total: int) -> None:
             assert len(step.index[part]) == 8 // world
             counted += step.index[part][step.valid[part]].tolist()
     assert sorted(counted) == list(range(total))
+
+
+@pytest.mark.parametrize("batch", [8, 32, 64, 96, 128, 256])
+def test_neighbours_of_class_sorted_shards_are_not_alike(batch: int) -> None:
+    counts = [100] * 512
+    made = Planner(Layout(counts, 3), "data", [BudgetStage(256, batch)])
+    plan = made.plan(0)
+    labels = np.concatenate([plan.step(t).index for t in range(min(plan.steps, 400))]) // 100
+    assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.05
+
+
+def test_neighbours_are_not_alike_on_a_ladder_or_in_buckets_or_in_mixtures() -> None:
+    counts, sizes = [100] * 512, np.tile([[512, 512], [400, 600]], (25_600, 1))
+    buckets = Layout(counts, 3, buckets=AspectBuckets(512, 64), sizes=lambda: sizes)
+    mixture = Layout(counts, 3, sets=[MixedSet(256, 1.0), MixedSet(256, 1.0)])
+    ladder = BudgetStage(256, 64, ladder=(64, 256))
+    for layout, stage in ((buckets, BudgetStage(1, 64)), (mixture, BudgetStage(1, 64)), (Layout(counts, 3), ladder)):
+        plan = Planner(layout, "data", [stage]).plan(0)
+        labels = np.concatenate([plan.step(t).index for t in range(300)]) // 100
+        if layout is mixture:
+            labels = labels[labels < 256]
+        assert abs(np.corrcoef(labels[:-1], labels[1:])[0, 1]) < 0.05
+
+
+def test_an_epoch_that_is_over_is_over_for_another_accumulation_too() -> None:
+    done = Position.of(planner([43], 4).plan(0), 10)
+    moved, step = resume(planner([43], 4, accumulate=3), done)
+    assert step == moved.plan(0).steps == 9
+    assert moved.plan(1).steps == 9

@@ -145,3 +145,24 @@ def test_a_damaged_picture_loses_the_pair_and_is_replaced_by_a_used_one(tmp_path
     assert 4 not in used and len(used) == 14
     assert all(n % 4 != 2 for n in used)  # a tie does not come back as a replacement
     assert made.counters()["bad"] == 1
+
+
+def test_validation_leaves_the_same_pairs_out(tmp_path: Path) -> None:
+    made = kinds.pick_a_pic(tmp_path, min_confidence=0.7)
+    used = [n for batch in made.evaluation_loader() for n, ok in _rows(batch) if ok]
+    assert used == [n for n in range(44) if n % 4 != 2 and n % 7 and 0.5 + n % 10 / 20 >= 0.7]
+
+
+def _rows(batch: PreferenceBatch) -> list[tuple[int, bool]]:
+    return list(zip(batch.winner.index.tolist(), batch.winner.valid.tolist(), strict=True))
+
+
+def test_whole_numbers_are_confidences_too(tmp_path: Path) -> None:
+    samples = [kinds.pair(number) for number in range(1, 21)]
+    for number, (_, stored) in enumerate(samples):
+        record = {**json.loads(stored["json"]), "label_0": 1, "confidence": number % 2}
+        stored["json"] = json.dumps(record).encode()
+    write_shards(samples, tmp_path)
+    made = PreferenceDataModule(str(tmp_path), resolution=16, global_batch_size=2, min_confidence=0.95)
+    used = {int(n) for batch in made.train_loader() for n in batch.winner.index}
+    assert used == set(range(1, 20, 2))

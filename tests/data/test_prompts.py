@@ -76,6 +76,8 @@ def test_flawed_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [p.prompt for p in prompts.prompts] == ["one", "two"]
     assert prompts.name(1) == ("p.txt", "line 4")
     assert "2 empty lines are skipped" in caplog.text
+    (tmp_path / "odd.txt").write_text("\ufeffone\u2028two\x0bthree\r\nfour\n", encoding="utf-8", newline="")
+    assert [p.prompt for p in PromptFile(str(tmp_path / "odd.txt")).prompts] == ["one\u2028two\x0bthree", "four"]
     with pytest.raises(DataError, match="holds no prompt"):
         PromptFile(file("\n\n"))
     with pytest.raises(DataError, match=r"p\.jsonl line 2 is not JSON"):
@@ -98,3 +100,20 @@ def test_an_edited_file_is_not_the_file_of_the_checkpoint(tmp_path: Path) -> Non
     again = PromptDataModule(str(tmp_path / "train.jsonl"), global_batch_size=12, repeats=3)
     with pytest.raises(DataError, match="the data set is not that of the checkpoint"):
         again.train_loader(0).load_state_dict(state)
+
+
+def test_another_batch_size_goes_on_in_the_same_order(tmp_path: Path) -> None:
+    kinds.prompts(tmp_path)
+
+    def made(size: int) -> PromptDataModule:
+        return PromptDataModule(str(tmp_path / "train.jsonl"), global_batch_size=size, repeats=3)
+
+    order = [n for batch in made(6).train_loader(1) for n in dict.fromkeys(batch.index.sort().values.tolist())]
+    loader = made(6).train_loader(1)
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+    again = made(12).train_loader(0)
+    again.load_state_dict(loader.state_dict())
+    rest = {n for batch in again for n in batch.index.tolist()}
+    assert rest == set(order[8:28])

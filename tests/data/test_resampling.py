@@ -134,6 +134,15 @@ def test_a_part_still_has_the_pixels_it_needs() -> None:
     assert Crop((0, 0, 7, 7)).at_least((10, 10), (5, 5)) == (8, 8)
 
 
+@BOTH
+def test_a_picture_that_counts_as_of_another_size_is_used_to_its_edge(resampler: Any) -> None:
+    """The target of an edit pair counts as being of the source's size; 29 / 7 * 7 is more than 29 in binary."""
+    assert 29 / 7 * 7 > 29
+    pixels = noise((29, 29))
+    other = whole(pixels)._replace(original_size=(7, 7))
+    assert torch.equal(Crop().apply(other, (12, 12), resampler), resample(pixels, (12, 12), resampler))
+
+
 def test_an_unknown_resampler_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown resampler 'cv2': choose pil or torch"):
         resample(noise((8, 8)), (4, 4), "cv2")  # type: ignore[arg-type]

@@ -309,7 +309,8 @@ def test_the_same_module_serves_a_new_trainer_from_the_start(data: Path, tmp_pat
             enable_model_summary=False,
             max_steps=6,
             reload_dataloaders_every_n_epochs=1,
-            callbacks=[DataReport(2)],
+            callbacks=[DataReport()],
+            log_every_n_steps=2,
             default_root_dir=tmp_path,
         )
         model = Recorder()
@@ -317,8 +318,9 @@ def test_the_same_module_serves_a_new_trainer_from_the_start(data: Path, tmp_pat
         runs.append(model.seen)
         assert trainer.callback_metrics["data/bytes"] > 0
         assert trainer.callback_metrics["data/bad"] == 0
-        fourth = list(module.train_loader(0))[3]
-        padding = 1 - fourth.images.mask.float().mean().item()
+        assert trainer.callback_metrics["data_epoch/bytes"] > 0
+        last = list(module.train_loader(1))[0]  # the sixth step of the run
+        padding = 1 - last.images.mask.float().mean().item()
         assert 0 < padding < 1
         assert trainer.callback_metrics["data/padding"].item() == pytest.approx(padding)
     assert runs[0] == runs[1]

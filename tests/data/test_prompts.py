@@ -106,14 +106,14 @@ def test_another_batch_size_goes_on_in_the_same_order(tmp_path: Path) -> None:
     kinds.prompts(tmp_path)
 
     def made(size: int) -> PromptDataModule:
-        return PromptDataModule(str(tmp_path / "train.jsonl"), global_batch_size=size, repeats=3)
+        return PromptDataModule(str(tmp_path / "train.jsonl"), global_batch_size=size, repeats=6)
 
-    order = [n for batch in made(6).train_loader(1) for n in dict.fromkeys(batch.index.sort().values.tolist())]
-    loader = made(6).train_loader(1)
+    order = [n for batch in made(12).train_loader(1) for n in dict.fromkeys(batch.index.sort().values.tolist())]
+    loader = made(12).train_loader(1)
     iterator = iter(loader)
     for _ in range(4):
         next(iterator)
-    again = made(12).train_loader(0)
+    again = made(24).train_loader(0)
     again.load_state_dict(loader.state_dict())
     rest = {n for batch in again for n in batch.index.tolist()}
     assert rest == set(order[8:28])

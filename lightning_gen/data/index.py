@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,8 +90,16 @@ class ShardIndex:
         Returns:
             For every field the sample has: its name, its first byte and the byte behind its last one.
         """
-        offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
-        return [(f, a, a + n) for f, a, n in zip(self.fields, offsets, sizes) if n >= 0]  # noqa: B905 (hot)
+        unpack, width, offsets, sizes = self._rows
+        offset, size = unpack(offsets, row * width), unpack(sizes, row * width)
+        return [(f, a, a + n) for f, a, n in zip(self.fields, offset, size) if n >= 0]  # noqa: B905 (hot)
+
+    @functools.cached_property
+    def _rows(self) -> tuple[Callable[[memoryview, int], tuple[int, ...]], int, memoryview, memoryview]:
+        """Reads a row of offsets or sizes out of their bytes, twice as fast as NumPy makes a list of one."""
+        row = struct.Struct(f"<{len(self.fields)}q")
+        offsets, sizes = (np.ascontiguousarray(table, "<i8").data.cast("B") for table in (self.offsets, self.sizes))
+        return row.unpack_from, row.size, offsets, sizes
 
     def shapes(self, stem: str = "") -> npt.NDArray[np.int64]:
         """Sizes of one picture of every sample.

@@ -141,15 +141,25 @@ class IndexedShards:
     def _fetch(self, shard: int, places: list[tuple[str, int, int]]) -> dict[str, bytes]:
         handle, mapped = self._file(shard)
         end = max([last for _, _, last in places])
-        if self._is_at_hand(handle, end):
-            sample = {field: mapped[first:last] for field, first, last in places}
-        else:
-            # The members of a sample are neighbours: one read fetches them with the headers between them.
-            start = min([first for _, first, _ in places])
-            data = self._patient(shard, handle, start, end - start)
-            sample = {field: data[first - start : last - start] for field, first, last in places}
-        self.bytes_read += sum(map(len, sample.values()))
+        try:
+            # Is the last byte there, and in the page cache, so that mapped memory may be touched?
+            at_hand = _NOWAIT and os.preadv(handle, self._probe, end - 1, _NOWAIT) == 1
+        except OSError:
+            at_hand = False
+        if not at_hand:
+            return self._by_thread(shard, handle, places, end)
+        sample = {}
+        for field, first, last in places:
+            sample[field] = mapped[first:last]
+            self.bytes_read += last - first
         return sample
+
+    def _by_thread(self, shard: int, handle: int, places: list[tuple[str, int, int]], end: int) -> dict[str, bytes]:
+        # The members of a sample are neighbours: one read fetches them with the headers between them.
+        start = min([first for _, first, _ in places])
+        data = self._patient(shard, handle, start, end - start)
+        self.bytes_read += sum(last - first for _, first, last in places)
+        return {field: data[first - start : last - start] for field, first, last in places}
 
     def locate(self, index: int) -> tuple[int, int]:
         """Where a sample lies.
@@ -295,13 +305,6 @@ class IndexedShards:
     def _damage(self, shard: int, reason: str) -> ShardError:
         self._damaged[shard] = reason
         return ShardError(reason)
-
-    def _is_at_hand(self, handle: int, end: int) -> bool:
-        """Whether the last byte of a sample is there and in the page cache, so that mapped memory may be touched."""
-        try:
-            return bool(_NOWAIT) and os.preadv(handle, self._probe, end - 1, _NOWAIT) == 1
-        except OSError:
-            return False
 
     def _patient(self, shard: int, handle: int, offset: int, size: int) -> bytes:
         name = self.manifest.shards[shard].name

@@ -27,7 +27,6 @@ __all__ = [
     "Augmentation",
     "BudgetRule",
     "from_picture",
-    "resize_picture",
     "resize_to_budget",
     "signed_to_uint8",
     "signed_to_unit",
@@ -82,18 +81,16 @@ def signed_to_uint8(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def uint8_to_signed(pixels: Tensor, out: Tensor | None = None) -> Tensor:
+def uint8_to_signed(pixels: Tensor) -> Tensor:
     """0..255 -> [-1, 1] by x / 127.5 - 1; the inverse of :func:`signed_to_uint8`.
 
     Args:
         pixels: uint8, any shape.
-        out: float32 of the same shape to write into; None = a new tensor.
 
     Returns:
         float32 of the same shape.
     """
-    out = pixels.to(torch.float32, copy=True) if out is None else out.copy_(pixels)
-    return out.div_(127.5).sub_(1)
+    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def unit_to_uint8(pixels: Tensor) -> Tensor:
@@ -213,24 +210,6 @@ def _release_grid(size: tuple[int, int], patch: int, tokens: int) -> tuple[int, 
             "ratios. Use budget_rule: isotropic"
         )
     return grid
-
-
-def resize_picture(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic resampling with antialiasing.
-
-    Args:
-        picture: any 8-bit mode.
-        size: new height and width.
-
-    Returns:
-        The picture itself if it has that size.
-    """
-    from PIL import Image
-
-    height, width = size
-    if picture.size == (width, height):
-        return picture
-    return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_gen.data.finding import list_shards
-from lightning_gen.data.inspection.indexing import index_in_place
+from lightning_gen.data.inspection.indexing import doubtful_shards, index_in_place
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.remote.urls import is_remote
@@ -67,6 +68,8 @@ def _run(options: argparse.Namespace) -> int:
             watch=watch,
         )
     print(f"{folder / 'manifest.json'}: {made.total:,} samples in {len(made.shards)} shards")
+    for doubt in doubtful_shards(made):
+        print(f"warning: {doubt}", file=sys.stderr)
     return 0
 
 

@@ -52,9 +52,8 @@ def _run(options: argparse.Namespace) -> int:
         problems = verify(manifest, hashes=not options.no_hashes, samples=options.decode, watch=watch)
     for problem in problems:
         print(problem)
-    decoded = manifest.total if options.decode is None else min(options.decode, manifest.total)
     print(
-        f"{options.where}: {manifest.total:,} samples in {len(manifest.shards)} shards, {decoded:,} decoded: "
+        f"{options.where}: {manifest.total:,} samples in {len(manifest.shards)} shards, {problems.decoded:,} decoded: "
         f"{f'{len(problems)} faults' if problems else 'all is well'}"
     )
     return 1 if problems else 0

@@ -14,8 +14,9 @@ import pytest
 from lightning_gen.cli import main
 from lightning_gen.commands.data_packing import _size
 from lightning_gen.data.finding import find_manifest
-from tests.data.conversions import content, folder, pair_row, parquet, read
+from tests.data.conversions import content, folder, jpeg, pair_row, parquet, read
 from tests.data.samples import shards
+from tests.data.test_convert_sources import tar
 
 VERBS = ("convert", "index", "verify", "stats", "repack", "cache-latents", "synth")
 Run = Callable[..., str]
@@ -142,7 +143,58 @@ def test_verify_ends_with_1_and_the_list(run: Run, tmp_path: Path) -> None:
     assert "train-000001.tar has 0 bytes" in out
     assert "train-000002.idx is missing" in out
     assert "2 faults" in out
+    assert "20 samples in 3 shards, 9 decoded" in out, "those of the shard that is sound"
     run("verify", "set", "--no-hashes", "--decode", "3", code=1)
+
+
+def test_stats_names_damaged_shards_prints_the_rest_and_ends_with_1(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = shards(tmp_path / "set", 20, 9)
+    manifest.tar_path(1).write_bytes(b"")
+    assert main(["data", "stats", "set"]) == 1
+    out, err = capsys.readouterr()
+    assert "train-000001.tar has 0 bytes, the manifest says" in err
+    assert "classes: 5" in out
+    assert "unreadable" not in out
+
+
+def test_stats_against_another_set_counts_what_both_have(run: Run, tmp_path: Path) -> None:
+    for split, numbers in (("train", range(5)), ("test", range(4, 6))):
+        parquet(tmp_path / f"{split}.parquet", [pair_row(number) for number in numbers])
+        run("convert", "--from", "parquet", f"{split}.parquet", split, "--keys", "number", "--name", split)
+    table = run("stats", "train", "--against", "test", "--out", "out")
+    for kind, numbers in {"keys": (5, 2, 2), "uids": (10, 4, 2), "captions": (5, 2, 1)}.items():
+        assert re.search(rf"^  {kind} +{numbers[0]} +{numbers[1]} +{numbers[2]}$", table, re.MULTILINE)
+    assert re.search(r"^  pictures \(sha1\) +10 +4 +2$", table, re.MULTILINE)
+    assert json.loads(Path("out/stats.json").read_text())["against"]["counts"]["captions"]["shared"] == 1
+    assert "shared" not in run("stats", "train")
+    find_manifest("test").tar_path(0).unlink()
+    run("stats", "train", "--against", "test", code=1)
+
+
+def test_index_warns_of_keys_with_a_dot(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = jpeg(1)
+    members = {f"photo.v{number}.jpg": data for number in range(4)}
+    tar(tmp_path / "dotted" / "a.tar", members)
+    tar(tmp_path / "plain" / "a.tar", {"photo.jpg": data})
+    assert main(["data", "index", "dotted"]) == 0
+    message = capsys.readouterr().err
+    assert "warning: shard " in message
+    assert "1 samples have several pictures" in message
+    assert "convert --from wds" in message
+    assert main(["data", "index", "plain"]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_convert_says_whether_a_value_or_a_file_is_not_there(run: Run, tmp_path: Path) -> None:
+    folder(tmp_path, 2)
+    rows = [{"image": "dog/0000.jpg", "caption": "a"}, {"image": "gone.jpg", "caption": "b"}]
+    rows.append({"image": "cat/0001.jpg", "caption": None})
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = run("convert", "--from", "csv", "list.jsonl", "out")
+    assert re.search(r"^no_value +1  a value is null or not of its kind, left out$", out, re.MULTILINE)
+    assert re.search(r"^missing +1  a file that the row names is not there, left out$", out, re.MULTILINE)
 
 
 def test_bad_input_gives_one_line(refused: Refused, tmp_path: Path) -> None:

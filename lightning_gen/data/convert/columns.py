@@ -142,10 +142,10 @@ def text(value: Any, field: str) -> str:
         The text.
 
     Raises:
-        Unusable: it is null or no text (``missing``).
+        Unusable: it is null or no text (``no_value``).
     """
     if not isinstance(value, str):
-        raise Unusable("missing", f"{field} is {value!r}, not a text")
+        raise Unusable("no_value", f"{field} is {value!r}, not a text")
     return value
 
 

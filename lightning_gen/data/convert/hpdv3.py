@@ -55,12 +55,15 @@ class HPDv3Rows(RowReader):
             Key = the row's number, pictures ``0`` (won) and ``1``; the paths are the pictures' uids.
 
         Raises:
-            Unusable: no prompt, or a file is not there (``missing``).
+            Unusable: no prompt (``no_value``), a confidence that is none (``bad_label``), or a file is not there
+                (``missing``).
         """
         values = self.values(row)
         paths = [text(values[f"path_{stem}"], f"path{stem + 1}") for stem in (0, 1)]
         meta: dict[str, Any] = {"caption": text(values["caption"], "prompt"), "label_0": 1.0}
         meta |= {name: plain(values[name]) for name in HPDV3_OPTIONAL if values.get(name) is not None}
+        if "confidence" in meta:
+            meta["confidence"] = _confidence(values["confidence"])
         return _pair(number, paths, root, meta)
 
 
@@ -91,7 +94,7 @@ class HPDv2Rows(RowReader):
         values = self.values(row)
         paths, chosen = values["paths"], values["preference"]
         if not isinstance(paths, list) or len(paths) != 2:
-            raise Unusable("missing", f"file_path is {paths!r}, not two files")
+            raise Unusable("no_value", f"file_path is {paths!r}, not two files")
         if chosen not in ([1, 0], [0, 1]):
             raise Unusable("bad_label", f"human_preference is {chosen!r}; known are [1, 0] and [0, 1]")
         meta = {"caption": text(values["caption"], "prompt"), "label_0": float(chosen[0])}
@@ -103,6 +106,17 @@ def _pair(number: int, paths: list[str], root: Path, meta: dict[str, Any]) -> Re
     pictures = {str(stem): picture_bytes(place, root, f"picture {stem}") for stem, place in enumerate(places)}
     uids = {f"uid_{stem}": path for stem, path in enumerate(paths)}
     return Record(number, f"{number:09d}", pictures, {}, {**meta, **uids}, " ".join(sorted(paths)))
+
+
+def _confidence(value: Any) -> float:
+    """A share in 0 .. 1, as a number or as its text."""
+    try:
+        number = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise Unusable("bad_label", f"confidence is {value!r}, not a number in 0 .. 1")
+    return number
 
 
 def _place(root: Path, path: str) -> str:

@@ -77,7 +77,8 @@ class PairRows(RowReader):
             Key = the row's number, pictures ``0`` and ``1``.
 
         Raises:
-            Unusable: no label (``unlabelled``), a label that is none (``bad_label``), no caption, no picture.
+            Unusable: no label (``unlabelled``), a label that is none (``bad_label``), no caption
+                (``no_value``), no picture.
         """
         values = self.values(row)
         if values.get("has_label", True) in (False, 0, "False", "false", "0") or values["label_0"] is None:

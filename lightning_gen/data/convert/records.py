@@ -21,7 +21,8 @@ COUNTERS: Final = {
     "duplicates": "the same sample again, left out",
     "unlabelled": "has_label is false, left out",
     "dead": "a picture's bytes are null or empty, left out",
-    "missing": "a value, or the file it names, is not there, left out",
+    "no_value": "a value is null or not of its kind, left out",
+    "missing": "a file that the row names is not there, left out",
     "undecodable": "not a picture that could be used, left out",
     "bad_label": "a label that is not one, left out",
 }

@@ -177,6 +177,9 @@ def _record(row: int, key: str, sample: dict[str, bytes], where: str) -> Record 
         found = json.loads(fields.pop("json", b"{}"))
     except ValueError as error:
         return Skipped(row, "undecodable", f"json: {error}", f"{key} ({where})")
+    label = fields.get("cls", b"0")
+    if not label.strip().isdigit():
+        return Skipped(row, "bad_label", f"cls is {label[:20]!r}, not a class number", f"{key} ({where})")
     meta = found if isinstance(found, dict) else {"json": found}
     return Record(row, safe_key(key), pictures, fields, meta, name=f"{key} ({where})")
 

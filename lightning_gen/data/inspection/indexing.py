@@ -14,7 +14,9 @@ from lightning_gen.data.index import ShardIndex, index_tar, replace_file
 from lightning_gen.data.manifest import Manifest, Shard
 from lightning_gen.data.quarantine import ShardError
 
-__all__ = ["index_in_place"]
+from .contents import merged_samples
+
+__all__ = ["doubtful_shards", "index_in_place"]
 
 
 def index_in_place(
@@ -48,7 +50,11 @@ def index_in_place(
         ShardError: two tars have one name, or one of them is damaged or holds no sample.
     """
     if (folder / "manifest.json").exists() and not overwrite:
-        raise FileExistsError(f"{folder} already holds a manifest.json: choose another --out, or --overwrite")
+        gone = [f"{tar.stem}.idx" for tar in tars if not (folder / f"{tar.stem}.idx").is_file()]
+        raise FileExistsError(
+            f"{folder} already holds a manifest.json{f', but no {gone[0]}' if gone else ''}: --overwrite makes every "
+            "index again and replaces the manifest; or choose another --out"
+        )
     names = [tar.stem for tar in tars]
     twice = next((stem for stem in names if names.count(stem) > 1), None) if len(set(names)) < len(names) else None
     if twice is not None:
@@ -62,6 +68,30 @@ def index_in_place(
     manifest = Manifest(name, folder, tuple(rows[number] for number in sorted(rows)), {}, "indexed from existing tars")
     manifest.write()
     return manifest
+
+
+def doubtful_shards(manifest: Manifest) -> list[str]:
+    """Look for samples that seem to be several, whose names had a dot.
+
+    Args:
+        manifest: what :func:`index_in_place` wrote.
+
+    Returns:
+        One sentence per shard that has such samples, with the first of them and what to do.
+    """
+    found = list[str]()
+    for number in range(len(manifest.shards)):
+        path = manifest.idx_path(number)
+        index = ShardIndex.from_bytes(path.read_bytes(), path)
+        rows = merged_samples(index)
+        if rows:
+            key, fields = index.key(rows[0]), [field for field, _, _ in index.places(rows[0])]
+            found.append(
+                f"shard {manifest.tar_path(number)}: {len(rows):,} samples have several pictures but none of their "
+                f"own, for instance {key!r} with {', '.join(fields[:4])}. A key ends at the first dot of a file's "
+                "name: if these are different samples, write them anew with lightning data convert --from wds"
+            )
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

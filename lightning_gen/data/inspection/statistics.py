@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from lightning_gen.data.index import picture_fields
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.quarantine import DataError, ShardError
 from lightning_gen.data.shards import IndexedShards
+
+from .overlap import caption_of
+from .walking import visit_samples
 
 __all__ = ["PairStatistics", "Statistics", "gather_statistics"]
 
@@ -88,6 +90,7 @@ class Statistics:
         caption_lengths: characters of every caption, instruction or prompt.
         pairs: preference pairs; None = there are none.
         unreadable: samples whose JSON could not be read.
+        damaged: one sentence per shard that could not be read to its end: which, and why.
     """
 
     manifest: Manifest
@@ -100,6 +103,7 @@ class Statistics:
     caption_lengths: list[int] = dataclasses.field(default_factory=list)
     pairs: PairStatistics | None = None
     unreadable: int = 0
+    damaged: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def class_entropy(self) -> float:
@@ -125,6 +129,7 @@ class Statistics:
             "sizes": {stem or "picture": _spread(sizes) for stem, sizes in self.sizes.items()},
             "unknown_sizes": self.unknown_sizes,
             "unreadable": self.unreadable,
+            "damaged": self.damaged,
         }
         if self.classes:
             out["classes"] = {str(label): n for label, n in sorted(self.classes.items())}
@@ -156,22 +161,16 @@ def gather_statistics(
         The counts.
 
     Raises:
-        ShardError: the shards are remote, or an index is missing.
+        ShardError: the shards are remote.
     """
-    if manifest.has_remote:
-        raise ShardError(f"the shards of {manifest.name} are remote: copy them to a local disk to count them")
-    found, reader = Statistics(manifest), IndexedShards(manifest)
+    found = Statistics(manifest)
     sizes: dict[str, list[npt.NDArray[np.int64]]] = {}
-    try:
-        for number in range(len(manifest.shards)):
-            _count_index(found, reader, number, sizes)
-        for index in range(len(reader)):
-            if index % 256 == 0:
-                watch("samples", index, len(reader))
-            _count_record(found, reader, index)
-        watch("samples", len(reader), len(reader))
-    finally:
-        reader.close()
+    found.damaged = visit_samples(
+        manifest,
+        lambda reader, number: _count_index(found, reader, number, sizes),
+        lambda reader, index: _count_record(found, reader, index),
+        watch,
+    )
     found.sizes = {stem: np.concatenate(arrays) for stem, arrays in sorted(sizes.items())}
     return found
 
@@ -201,11 +200,11 @@ def _count_record(found: Statistics, reader: IndexedShards, index: int) -> None:
         if "label_0" in record:
             found.pairs = found.pairs or PairStatistics()
             _count_pair(found.pairs, record)
-    except (DataError, ValueError, TypeError):
+    except (ValueError, TypeError):
         found.unreadable += 1
         return
-    caption = next((record[name] for name in ("caption", "instruction", "prompt") if name in record), None)
-    if isinstance(caption, str):
+    caption = caption_of(record)
+    if caption is not None:
         found.caption_lengths.append(len(caption))
     if record.get("task"):
         found.tasks[str(record["task"])] += 1

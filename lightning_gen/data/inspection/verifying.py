@@ -15,7 +15,19 @@ from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.quarantine import DataError, SampleError, ShardError
 from lightning_gen.data.shards import IndexedShards
 
-__all__ = ["verify"]
+from .contents import empty_samples
+
+__all__ = ["Faults", "verify"]
+
+
+class Faults(list[str]):
+    """One sentence per fault; empty = all is well.
+
+    Attributes:
+        decoded: samples that were read and all of whose pictures were decoded.
+    """
+
+    decoded: int = 0
 
 
 def verify(
@@ -24,11 +36,11 @@ def verify(
     hashes: bool = True,
     samples: int | None = 100,
     watch: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> list[str]:
+) -> Faults:
     """Look through a data set of this machine.
 
     Every tar is compared with the manifest (bytes, sha256), every index with the manifest and with the headers of its
-    tar, and some samples are decoded.
+    tar, samples that hold nothing to use are named, and some samples are decoded.
 
     Args:
         manifest: what should be there.
@@ -37,23 +49,25 @@ def verify(
         watch: gets the progress.
 
     Returns:
-        One sentence per fault, which names the shard and the key; empty = all is well.
+        One sentence per fault, which names the shard and the key; empty = all is well. Its ``decoded`` is the number
+        of samples that were decoded.
 
     Raises:
         ShardError: the shards are remote.
     """
     if manifest.has_remote:
         raise ShardError(f"the shards of {manifest.name} are remote: copy them to a local disk to verify them")
-    problems, sound = list[str](), list[bool]()
+    problems, sound = Faults(), list[bool]()
     for number, shard in enumerate(manifest.shards):
         watch("shards", number, len(manifest.shards))
         one = Manifest(manifest.name, manifest.folder, (shard,))
         found = verify_shards(one, hashes) or _index_problems(one)
         sound.append(not found)
-        problems += found
+        problems += found or _empty_samples(one)
     watch("shards", len(manifest.shards), len(manifest.shards))
     problems += _strangers(manifest)
-    return problems + _sample_problems(manifest, sound, samples, watch)
+    _look_at_samples(problems, manifest, sound, samples, watch)
+    return problems
 
 
 def _index_problems(one: Manifest) -> list[str]:
@@ -77,6 +91,20 @@ def _index_problems(one: Manifest) -> list[str]:
     return [] if same else [f"index {idx} does not belong to its tar: other keys, fields or places"]
 
 
+def _empty_samples(one: Manifest) -> list[str]:
+    """Of a single shard whose index is sound."""
+    index = ShardIndex.from_bytes(one.idx_path(0).read_bytes(), one.idx_path(0))
+    rows = empty_samples(index)
+    if not rows:
+        return []
+    fields = ", ".join(field for field, _, _ in index.places(rows[0]))
+    others = f"; {len(rows) - 1:,} more like it" if len(rows) > 1 else ""
+    return [
+        f"sample {index.key(rows[0])} of {one.shards[0].name}: no picture, no pair (0 and 1, src and tgt), no txt and "
+        f"no npy, only {fields}{others}"
+    ]
+
+
 def _strangers(manifest: Manifest) -> list[str]:
     """Tars of the same name pattern that no manifest names: left by another conversion, or forgotten by this one."""
     named = {Path(shard.url).name for shard in manifest.shards}
@@ -84,10 +112,14 @@ def _strangers(manifest: Manifest) -> list[str]:
     return [f"shard {manifest.folder / name} is not in the manifest" for name in there if name not in named]
 
 
-def _sample_problems(
-    manifest: Manifest, sound: list[bool], samples: int | None, watch: Callable[[str, int, int], None]
-) -> list[str]:
-    reader, problems = IndexedShards(manifest), list[str]()
+def _look_at_samples(
+    problems: Faults,
+    manifest: Manifest,
+    sound: list[bool],
+    samples: int | None,
+    watch: Callable[[str, int, int], None],
+) -> None:
+    reader = IndexedShards(manifest)
     wanted = manifest.total if samples is None else min(samples, manifest.total)
     try:
         for done, index in enumerate(np.linspace(0, manifest.total - 1, wanted, dtype=np.int64).tolist()):
@@ -95,30 +127,32 @@ def _sample_problems(
             shard, row = reader.locate(index)
             if sound[shard]:
                 name = f"sample {reader.key(index)} of {manifest.shards[shard].name}"
-                problems += [f"{name}: {fault}" for fault in _faults(reader, index, reader.index(shard), row)]
+                try:
+                    fields = reader[index]
+                except DataError as error:
+                    problems.append(f"{name}: {error}")
+                    continue
+                broken = list(_picture_faults(fields, reader.index(shard), row))
+                problems.decoded += not any(undecoded for undecoded, _ in broken)
+                problems += [f"{name}: {fault}" for _, fault in broken]
+                problems += [f"{name}: {fault}" for fault in _text_faults(fields)]
         watch("samples", wanted, wanted)
     finally:
         reader.close()
-    return problems
 
 
-def _faults(reader: IndexedShards, index: int, table: ShardIndex, row: int) -> Iterator[str]:
-    try:
-        fields = reader[index]
-    except DataError as error:
-        yield str(error)
-        return
+def _picture_faults(fields: dict[str, bytes], table: ShardIndex, row: int) -> Iterator[tuple[bool, str]]:
+    """Whether the picture could not be decoded at all, and the fault."""
     for field in picture_fields(fields):
         column = table.fields.index(field)
         known = int(table.heights[row, column]), int(table.widths[row, column])
         try:
             picture = decode(fields[field])
         except SampleError as error:
-            yield f"{field}: {error}"
+            yield True, f"{field}: {error}"
             continue
         if (picture.height, picture.width) != known:
-            yield f"{field} is {picture.height} x {picture.width}, the index says {known[0]} x {known[1]}"
-    yield from _text_faults(fields)
+            yield False, f"{field} is {picture.height} x {picture.width}, the index says {known[0]} x {known[1]}"
 
 
 def _text_faults(fields: dict[str, bytes]) -> Iterator[str]:

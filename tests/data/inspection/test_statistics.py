@@ -76,6 +76,21 @@ def test_what_cannot_be_read_is_counted_not_hidden(tmp_path: Path) -> None:
     assert found.to_json()["sizes"]["picture"]["pictures"] == 1
 
 
+def test_shards_that_are_gone_are_named_and_the_rest_is_counted(tmp_path: Path) -> None:
+    manifest = shards(tmp_path, 24, 6)
+    manifest.tar_path(0).unlink()
+    manifest.tar_path(2).write_bytes(manifest.tar_path(2).read_bytes()[:-512])
+    manifest.idx_path(3).write_bytes(b"damaged")
+    found = gather_statistics(manifest)
+    assert sum(found.classes.values()) == found.fields["json"] == 6
+    assert found.unreadable == 0, "it is the shard that cannot be read"
+    for sentence, words in zip(
+        found.damaged, ("train-000000.tar is missing", "the manifest says", "train-000003.idx is damaged"), strict=True
+    ):
+        assert words in sentence
+        assert sentence.endswith("not all of its 6 samples are counted")
+
+
 @pytest.mark.parametrize(
     ("kind", "files"),
     [

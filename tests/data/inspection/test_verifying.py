@@ -10,7 +10,7 @@ import pytest
 
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.index import ShardIndex, replace_file
-from lightning_gen.data.inspection.indexing import index_in_place
+from lightning_gen.data.inspection.indexing import doubtful_shards, index_in_place
 from lightning_gen.data.inspection.verifying import verify
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.quarantine import ShardError
@@ -90,6 +90,43 @@ def test_samples_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         assert "of train-000000.tar" in problem
 
 
+def test_the_number_of_decoded_samples_is_what_was_decoded(tmp_path: Path) -> None:
+    bad = [(f"k{n}", {"png": b"<html>" if n == 3 else encoded(picture(n))}) for n in range(12)]
+    manifest = write_shards(bad, tmp_path, max_samples=4)
+    assert [verify(manifest, samples=number).decoded for number in (0, 1, 12, 50, None)] == [0, 1, 11, 11, 11]
+    manifest.tar_path(2).unlink()
+    assert verify(manifest, samples=None).decoded == 7
+
+
+def test_samples_with_nothing_to_use_are_named(tmp_path: Path) -> None:
+    data, other = encoded(picture(1)), encoded(picture(2))
+    fine = [{"png": data}, {"0.png": data, "1.png": other}, {"src.png": data, "tgt.png": other}, {"txt": b"t"}]
+    fine += [{"npy": b"n", "mirror.npy": b"n"}, {"webp": data, "mask.png": other}]
+    assert verify(write_shards(((f"k{n}", one) for n, one in enumerate(fine)), tmp_path / "a"), samples=0) == []
+    bare = [{"json": b"{}"}, {"v0.png": data, "v1.png": other}, {"0.png": data, "json": b"{}"}]
+    samples = ((f"k{n}", one) for n, one in enumerate([*bare, *fine]))
+    problems = verify(write_shards(samples, tmp_path / "b", max_samples=3), samples=0)
+    assert len(problems) == 1
+    assert problems[0].startswith("sample k0 of train-000000.tar: no picture, no pair")
+    assert problems[0].endswith("only json; 2 more like it")
+
+
+def test_merged_keys_are_told_from_pairs_and_masks(tmp_path: Path) -> None:
+    data = encoded(picture(1))
+
+    def doubts(name: str, *samples: tuple[str, ...]) -> list[str]:
+        made = write_shards(((f"k{n}", dict.fromkeys(one, data)) for n, one in enumerate(samples)), tmp_path / name)
+        return doubtful_shards(made)
+
+    pairs = (("0.png", "1.png"), ("src.png", "tgt.png", "mask.png", "edge.png"), ("png", "v0.png", "v1.png"))
+    assert doubts("fine", *pairs, ("depth.png",), ("a.png", "b.webp")) == []
+    found = doubts("merged", *pairs, ("v0.png", "v1.png", "v2.png"))
+    assert len(found) == 1
+    assert "train-000000.tar: 1 samples have" in found[0]
+    assert "'k3' with v0.png, v1.png, v2.png" in found[0]
+    assert "lightning data convert --from wds" in found[0]
+
+
 def test_the_samples_that_are_decoded_are_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = shards(tmp_path, 40, 9)
     asked: list[int] = []
@@ -119,6 +156,8 @@ def test_tars_get_an_index_beside_them(tmp_path: Path) -> None:
         index_in_place(tars, tmp_path, "train")
     for path in tmp_path.glob("*.idx"):
         path.unlink()
+    with pytest.raises(FileExistsError, match=r"but no train-000000.idx: --overwrite makes every index again"):
+        index_in_place(tars, tmp_path, "train")
     seen: list[tuple[str, int, int]] = []
     again = index_in_place(
         tars, tmp_path, "train", hashes=True, overwrite=True, watch=lambda *progress: seen.append(progress)

@@ -492,3 +492,35 @@ def test_the_message_of_a_worker_keeps_the_names_of_shards() -> None:
         "lightning_gen.data.quarantine.DataError: 3 of 3 shards cannot be read. a-000.tar: ReadError: unexpected end\n"
     )
     assert _last_line(DataError(text)) == "3 of 3 shards cannot be read. a-000.tar: ReadError: unexpected end"
+
+
+def test_memory_stays_level_over_twenty_epochs(data: Path) -> None:
+    made = module(data, tokens=64)  # about 2 MB of batches per epoch
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    for k in range(4):
+        list(made.train_loader(k))
+    before = resident()
+    for k in range(4, 24):
+        list(made.train_loader(k))
+    assert resident() - before < 10 << 20
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_metric_over_ranks_is_that_of_one_process(data: Path, world: int) -> None:
+    made = module(data, val_batch_size=6)
+
+    def brightness(rank: int, ranks: int) -> tuple[float, int]:
+        total, count = 0.0, 0
+        for batch in made.evaluation_loader("val", rank, ranks):
+            rows = batch.images.values.double().mean((1, 2))
+            total, count = total + float(rows[batch.valid].sum()), count + int(batch.valid.sum())
+        return total, count
+
+    whole = brightness(0, 1)
+    parts = [brightness(rank, world) for rank in range(world)]
+    assert sum(count for _, count in parts) == whole[1]
+    assert sum(total for total, _ in parts) == pytest.approx(whole[0], rel=1e-12)

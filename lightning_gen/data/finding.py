@@ -105,8 +105,8 @@ def _foreign(text: str) -> Listed:
     if missing or not tars:
         which = f"{len(missing)} of {len(tars)} shards are missing, the first is {missing[0]}" if missing else "no tar"
         raise ShardError(
-            f"{text}: {which}. Give a folder with manifest.json (write_shards and write_image_folder of "
-            "lightning_gen.data.writing make one), a folder of tars, or a pattern like name-{0000..0003}.tar"
+            f"{text}: {which}. Give a folder with manifest.json "
+            "(`lightning data convert` makes one), a folder of tars, or a pattern like name-{0000..0003}.tar"
         )
     return Listed(pattern_name(tars[0].name), [str(tar) for tar in tars], {} if number is None else {"": number})
 

@@ -90,13 +90,13 @@ def test_pictures_that_cannot_be_used_are_mentioned(run: Run) -> None:
 
 
 def test_a_class_in_a_file_of_this_folder_is_found(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "my_idea.py").write_text(
+    (tmp_path / "idea_of_latents.py").write_text(
         "from tests.data.patch_averages import PatchAverages\n"
         "class Mine(PatchAverages):\n"
         "    @classmethod\n"
         "    def from_pretrained(cls, source): return cls(seed=int(source))\n"
     )
-    run("p", "l", "--autoencoder", "my_idea.Mine", "--weights", "3", "--tokens", "4")
+    run("p", "l", "--autoencoder", "idea_of_latents.Mine", "--weights", "3", "--tokens", "4")
     record = LatentRecord.load("l")
     assert (record.autoencoder, record.name, record.channels) == ("Mine", "3", 4)
 

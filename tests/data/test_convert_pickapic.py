@@ -291,3 +291,10 @@ def test_edit_pairs(tmp_path: Path) -> None:
         wanted = {"task": "add", "edit_type": "add", "instruction": f"do {number}", "source_set": "mine"}
         assert wanted.items() <= known.items()
         assert {"w_src", "h_src", "w_tgt", "h_tgt", "sha1_src"} <= known.keys()
+
+
+def test_a_confidence_is_a_share_or_the_row_is_left_out(tmp_path: Path) -> None:
+    rows = [pair_row(n, confidence=value) for n, value in enumerate(["1", "0.75", "7", "high"])]
+    done = run("parquet", parquet(tmp_path / "in.parquet", rows), tmp_path / "out")
+    assert [record["confidence"] for record in records(done.manifest)] == [1.0, 0.75]
+    assert done.tally.counts["bad_label"] == 2

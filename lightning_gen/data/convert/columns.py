@@ -12,7 +12,7 @@ from typing import Any
 from lightning_gen.data.convert.records import Unusable
 from lightning_gen.data.quarantine import DataError
 
-__all__ = ["choose_columns", "inside", "parse_fields", "path_key", "picture_bytes", "plain", "text"]
+__all__ = ["choose_columns", "confidence", "inside", "parse_fields", "path_key", "picture_bytes", "plain", "text"]
 
 
 def parse_fields(pairs: Iterable[str]) -> dict[str, str]:
@@ -181,3 +181,24 @@ def path_key(stem: str) -> str:
         The path with one _ for every run of what no key may hold.
     """
     return re.sub(r"[^A-Za-z0-9_-]+", "_", stem)
+
+
+def confidence(value: Any) -> float:
+    """How sure a preference is.
+
+    Args:
+        value: a number, or its text.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        Unusable: it is neither (``bad_label``).
+    """
+    try:
+        number = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise Unusable("bad_label", f"confidence is {value!r}, not a number in 0 .. 1")
+    return number

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from lightning_gen.data.convert.columns import inside, picture_bytes, plain, text
+from lightning_gen.data.convert.columns import confidence, inside, picture_bytes, plain, text
 from lightning_gen.data.convert.records import Record, Unusable
 from lightning_gen.data.convert.tables import Row, RowReader
 
@@ -63,7 +63,7 @@ class HPDv3Rows(RowReader):
         meta: dict[str, Any] = {"caption": text(values["caption"], "prompt"), "label_0": 1.0}
         meta |= {name: plain(values[name]) for name in HPDV3_OPTIONAL if values.get(name) is not None}
         if "confidence" in meta:
-            meta["confidence"] = _confidence(values["confidence"])
+            meta["confidence"] = confidence(values["confidence"])
         return _pair(number, paths, root, meta)
 
 
@@ -106,17 +106,6 @@ def _pair(number: int, paths: list[str], root: Path, meta: dict[str, Any]) -> Re
     pictures = {str(stem): picture_bytes(place, root, f"picture {stem}") for stem, place in enumerate(places)}
     uids = {f"uid_{stem}": path for stem, path in enumerate(paths)}
     return Record(number, f"{number:09d}", pictures, {}, {**meta, **uids}, " ".join(sorted(paths)))
-
-
-def _confidence(value: Any) -> float:
-    """A share in 0 .. 1, as a number or as its text."""
-    try:
-        number = -1.0 if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise Unusable("bad_label", f"confidence is {value!r}, not a number in 0 .. 1")
-    return number
 
 
 def _place(root: Path, path: str) -> str:

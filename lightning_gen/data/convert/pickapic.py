@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-from lightning_gen.data.convert.columns import picture_bytes, plain, text
+from lightning_gen.data.convert.columns import confidence, picture_bytes, plain, text
 from lightning_gen.data.convert.records import Record, Unusable
 from lightning_gen.data.convert.tables import Row, RowReader
 
@@ -86,6 +86,8 @@ class PairRows(RowReader):
         label = _label(values)
         meta: dict[str, Any] = {"caption": text(values["caption"], "caption"), "label_0": label}
         meta |= {field: plain(values[field]) for field in _COPIED if values.get(field) is not None}
+        if "confidence" in meta:
+            meta["confidence"] = confidence(values["confidence"])
         if self.user == "hash" and values.get("user") is not None:
             meta["user"] = hashlib.blake2b(f"user {values['user']}".encode(), digest_size=8).hexdigest()
         notes = ["ties"] if label == 0.5 else []

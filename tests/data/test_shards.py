@@ -447,7 +447,7 @@ def test_missing_data_speaks_before_anything_is_opened(tmp_path: Path) -> None:
     assert missing_data("train", str(tmp_path / "set")) == []
     manifest.tar_path(1).unlink()
     assert "1 of 3 shards are missing" in missing_data("train", str(tmp_path / "set"))[0]
-    assert "write_image_folder" in missing_data("val", str(tmp_path / "nothing"))[0]
+    assert "`lightning data convert` makes one" in missing_data("val", str(tmp_path / "nothing"))[0]
 
 
 def test_alternates_are_written_only_where_there_are_some(tmp_path: Path) -> None:

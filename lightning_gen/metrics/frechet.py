@@ -1,0 +1,179 @@
+"""The Frechet distance between two sets of features, from moments that add up over batches and ranks.
+
+Everything is float64. Sums are taken around a fixed vector that all processes share, because features far from zero
+would lose their covariance in the difference of two large numbers.
+
+Shape letters: N samples, D features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torch import Tensor
+
+__all__ = ["FrechetReference", "Gaussian", "Moments", "frechet_distance"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Mean and covariance of a set of features.
+
+    Attributes:
+        mean: float64, (D,).
+        covariance: float64, (D, D), with N - 1 in the denominator.
+        count: N.
+
+    Raises:
+        ValueError: shapes that do not belong together, or a number that is not finite.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+    def __post_init__(self) -> None:
+        size = self.mean.shape[0] if self.mean.ndim == 1 else -1
+        if self.covariance.shape != (size, size):
+            raise ValueError(
+                f"a mean of shape {tuple(self.mean.shape)} and a covariance of shape {tuple(self.covariance.shape)}"
+            )
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.covariance).all()):
+            raise ValueError("the moments of the features are not finite: some feature is NaN or infinite")
+
+
+class Moments:
+    """Sums over features that are exact to add: over batches, over ranks, in any order.
+
+    n = number of samples, s = sum (f - K), Q = sum (f - K)(f - K)^T for a fixed vector K.
+
+    Args:
+        size: D.
+        shift: float, (D,), K, the same in all processes, near the mean of the features; None = zero.
+        device: where the sums are kept.
+
+    Source: the shifted-data algorithm for variances (Chan, Golub and LeVeque, 1983).
+    """
+
+    def __init__(self, size: int, shift: Tensor | None = None, device: torch.device | str = "cpu") -> None:
+        self.shift = torch.zeros(size, dtype=torch.float64, device=device)
+        if shift is not None:
+            self.shift.copy_(shift)
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.total = torch.zeros_like(self.shift)
+        self.outer = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, features: Tensor, valid: Tensor | None = None) -> None:
+        """Take in a batch.
+
+        Args:
+            features: float, (B, D).
+            valid: bool, (B,), False = a row that only fills the batch; None = all count.
+
+        Raises:
+            ValueError: another number of features, or one that is not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.shift.shape[0]:
+            raise ValueError(f"features of shape {tuple(features.shape)}, expected (B, {self.shift.shape[0]})")
+        rows = features.detach().double() if valid is None else features.detach()[valid].double()
+        if not torch.isfinite(rows).all():
+            raise ValueError("a feature is NaN or infinite: look at the images and at the extractor")
+        rows = rows - self.shift
+        self.count += rows.shape[0]
+        self.total += rows.sum(0)
+        self.outer += rows.T @ rows
+
+    def merge(self, other: Moments) -> None:
+        """Take in the sums of another process.
+
+        Args:
+            other: with the same shift.
+
+        Raises:
+            ValueError: another shift, so that the sums do not add up.
+        """
+        if not torch.equal(self.shift, other.shift):
+            raise ValueError("moments around different vectors do not add up: give all processes the same shift")
+        self.count += other.count
+        self.total += other.total
+        self.outer += other.outer
+
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance.
+
+        mu = K + s / n,  S = (Q - s s^T / n) / (n - 1)
+
+        Returns:
+            Both, with the number of samples.
+
+        Raises:
+            ValueError: fewer than two samples.
+        """
+        count = int(self.count)
+        if count < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, got {count}")
+        covariance = (self.outer - torch.outer(self.total, self.total) / count) / (count - 1)
+        return Gaussian(self.shift + self.total / count, covariance, count)
+
+
+class FrechetReference:
+    """A set that others are compared with; what depends on it alone is computed once.
+
+    Args:
+        gaussian: its moments.
+    """
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        self.gaussian = gaussian
+
+    @functools.cached_property
+    def _factor(self) -> Tensor:
+        """A with A A^T = S: by Cholesky, or symmetric where that fails (fewer samples than features)."""
+        covariance = self.gaussian.covariance
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            values, vectors = torch.linalg.eigh(covariance)
+            factor = vectors * values.clamp(min=0).sqrt()
+        return factor
+
+    def distance(self, other: Gaussian) -> float:
+        """Frechet distance.
+
+        d = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 sum_i sqrt(lambda_i),  lambda = eigenvalues of A^T S_2 A >= 0
+
+        Args:
+            other: the set that is measured.
+
+        Returns:
+            The distance; between sets that are equal, rounding may leave a trifle below 0.
+
+        Raises:
+            ValueError: another number of features.
+
+        Source: Dowson and Landau, 1982; the eigenvalues are those of S_1 S_2, found without complex numbers.
+        """
+        first = self.gaussian
+        if first.mean.shape != other.mean.shape:
+            raise ValueError(
+                f"{other.mean.shape[0]} features against a reference of {first.mean.shape[0]}: another extractor?"
+            )
+        cross = self._factor.T @ other.covariance @ self._factor
+        roots = torch.linalg.eigvalsh((cross + cross.T) / 2).clamp(min=0).sqrt()
+        traces = first.covariance.trace() + other.covariance.trace()
+        return float((first.mean - other.mean).square().sum() + traces - 2 * roots.sum())
+
+
+def frechet_distance(first: Gaussian, second: Gaussian) -> float:
+    """Frechet distance between two Gaussians, see :meth:`FrechetReference.distance`.
+
+    Args:
+        first: one set.
+        second: the other one.
+
+    Returns:
+        The distance.
+    """
+    return FrechetReference(first).distance(second)

@@ -1,0 +1,114 @@
+"""The Frechet distance against closed forms, SciPy, and the ways in which sums go wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from lightning_gen.metrics.frechet import FrechetReference, Gaussian, Moments, frechet_distance
+
+
+def features(count: int, size: int = 6, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return torch.randn(count, size, generator=generator, dtype=torch.float64) @ mix + torch.arange(size)
+
+
+def gaussian(rows: torch.Tensor, shift: torch.Tensor | None = None) -> Gaussian:
+    moments = Moments(rows.shape[1], shift)
+    moments.add(rows)
+    return moments.gaussian()
+
+
+def test_closed_form_of_diagonal_covariances() -> None:
+    first = Gaussian(torch.zeros(4).double(), torch.diag(torch.tensor([1.0, 4, 9, 0.25])).double(), 9)
+    second = Gaussian(torch.arange(4).double(), torch.diag(torch.tensor([4.0, 1, 16, 0.25])).double(), 9)
+    assert frechet_distance(first, second) == pytest.approx(17, abs=1e-12)
+
+
+def test_shift_and_scale_of_a_set() -> None:
+    x = features(400)
+    offset = torch.tensor([1.0, -2, 0, 3, 0.5, 0]).double()
+    assert frechet_distance(gaussian(x), gaussian(x + offset)) == pytest.approx(float(offset.square().sum()), rel=1e-9)
+    centred = x - x.mean(0)
+    wanted = (1 - 1.7) ** 2 * float(gaussian(centred).covariance.trace())
+    assert frechet_distance(gaussian(centred), gaussian(1.7 * centred)) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_rotation_scale_and_symmetry() -> None:
+    x, y = features(300), features(200, seed=1)
+    rotation = torch.linalg.qr(features(6, seed=2))[0]
+    distance = frechet_distance(gaussian(x), gaussian(y))
+    assert distance > 1
+    assert frechet_distance(gaussian(x @ rotation), gaussian(y @ rotation)) == pytest.approx(distance, rel=1e-9)
+    assert frechet_distance(gaussian(3 * x), gaussian(3 * y)) == pytest.approx(9 * distance, rel=1e-9)
+    assert frechet_distance(gaussian(y), gaussian(x)) == pytest.approx(distance, rel=1e-9)
+
+
+def test_moments_are_numpys() -> None:
+    x = features(50)
+    found = gaussian(x)
+    assert found.count == 50
+    assert np.allclose(found.mean.numpy(), x.numpy().mean(0), rtol=1e-13)
+    assert np.allclose(found.covariance.numpy(), np.cov(x.numpy(), rowvar=False), rtol=1e-11)
+
+
+@pytest.mark.parametrize(("count", "size"), [(500, 8), (12, 32)])
+def test_the_same_as_the_square_root_of_the_product(count: int, size: int) -> None:
+    first, second = gaussian(features(count, size)), gaussian(features(count, size, 1))
+    root = linalg.sqrtm((first.covariance @ second.covariance).numpy().astype(np.complex128)).real
+    traces = float(first.covariance.trace() + second.covariance.trace())
+    wanted = float((first.mean - second.mean).square().sum()) + traces - 2 * float(np.trace(root))
+    assert frechet_distance(first, second) == pytest.approx(wanted, rel=1e-5)
+    assert abs(frechet_distance(first, first)) < 1e-5 * traces
+
+
+def test_sums_of_uneven_ranks_are_those_of_one_pass() -> None:
+    x, shift = features(101), torch.arange(6).double()
+    ranks = []
+    for part in x.split([50, 3, 1, 47]):
+        ranks.append(Moments(6, shift))
+        padded = torch.cat([part, part[:1] + 99])
+        ranks[-1].add(padded, torch.tensor([True] * len(part) + [False]))
+    for rank in ranks[1:]:
+        ranks[0].merge(rank)
+    merged, whole = ranks[0].gaussian(), gaussian(x, shift)
+    assert merged.count == 101
+    assert torch.allclose(merged.covariance, whole.covariance, rtol=1e-12)
+    assert frechet_distance(merged, gaussian(features(90, seed=3))) == pytest.approx(
+        frechet_distance(whole, gaussian(features(90, seed=3))), rel=1e-12
+    )
+
+
+def test_features_far_from_zero_keep_their_covariance() -> None:
+    noise = 1e-2 * features(400)
+    x, y = noise[:200], 1.5 * noise[200:]
+    wanted = frechet_distance(gaussian(x), gaussian(y))
+    far = torch.full((6,), 1e3, dtype=torch.float64)
+    found = frechet_distance(gaussian(x + far, far), gaussian(y + far, far))
+    assert found == pytest.approx(wanted, rel=1e-7)
+
+
+def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = FrechetReference(gaussian(features(300)))
+    first = reference.distance(gaussian(features(200, seed=1)))
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", None)
+    assert reference.distance(gaussian(features(200, seed=1))) == first
+
+
+def test_what_makes_no_distance_is_refused() -> None:
+    moments = Moments(6)
+    with pytest.raises(ValueError, match="at least 2 samples, got 0"):
+        moments.gaussian()
+    with pytest.raises(ValueError, match=r"expected \(B, 6\)"):
+        moments.add(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        moments.add(torch.tensor([[0.0, 1, 2, 3, 4, float("nan")]]))
+    with pytest.raises(ValueError, match="same shift"):
+        moments.merge(Moments(6, torch.ones(6)))
+    with pytest.raises(ValueError, match="another extractor"):
+        frechet_distance(gaussian(features(20)), gaussian(features(20, 5)))
+    with pytest.raises(ValueError, match="a mean of shape"):
+        Gaussian(torch.zeros(3), torch.zeros(2, 2), 5)

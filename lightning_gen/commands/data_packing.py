@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 from lightning_gen.data.convert.packing import Packing
 from lightning_gen.data.convert.pictures import PictureRule
-from lightning_gen.data.convert.pipeline import Conversion, Watch, convert
+from lightning_gen.data.convert.pipeline import Conversion, convert
 from lightning_gen.data.convert.records import CHOICES, COUNTERS, Source
+from lightning_gen.data.workers import Watch
 
 __all__ = ["Examples", "add_packing", "packing_of", "progress_bars", "run_conversion"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,12 +15,12 @@ from lightning_gen.data.dataset import Place, SampleDataset
 from lightning_gen.data.decode import MAX_PIXELS, Decoder, picture_size
 from lightning_gen.data.loader import BatchFactory, EvaluationLoader, StartMethod
 from lightning_gen.data.native import NativeRecipe
+from lightning_gen.data.picture_files import PictureFiles
 from lightning_gen.data.plan import EvaluationPlan
 from lightning_gen.data.quarantine import BadSample, Quarantine, SampleError
 from lightning_gen.data.sources import Stored
 from lightning_gen.data.trainer_link import rank_and_world
 from lightning_gen.data.transforms import BudgetRule, token_count
-from lightning_gen.data.writing import list_pictures
 from lightning_gen.training.needs import DataNeeds
 
 __all__ = ["FolderDataModule", "FolderSource", "Unreadable"]
@@ -30,7 +29,7 @@ _SHOWN = 8
 """Files that an error names."""
 
 
-class FolderSource:
+class FolderSource(PictureFiles):
     """Picture files as a source of samples; the key is the path inside the folder.
 
     Args:
@@ -43,8 +42,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: str, max_pixels: int = MAX_PIXELS) -> None:
-        self.folder = Path(folder)
-        self.paths = [path.relative_to(self.folder).as_posix() for path in list_pictures(folder)]
+        super().__init__(folder)
         self._sizes = np.array([self._size(path, max_pixels) for path in self.paths], np.int64)
 
     def _size(self, path: str, max_pixels: int) -> tuple[int, int]:
@@ -53,10 +51,6 @@ class FolderSource:
                 return picture_size(file, max_pixels)
         except (OSError, ValueError) as error:
             raise SampleError(f"{self.folder / path}: {error}") from None
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.paths)
 
     def read(self, index: int) -> Stored:
         """Read a file.
@@ -74,29 +68,6 @@ class FolderSource:
             return Stored((self.folder / self.paths[index]).read_bytes())
         except OSError as error:
             raise SampleError(f"the file cannot be read: {error.strerror or error}") from None
-
-    def name(self, index: int) -> tuple[str, str]:
-        """Folder and path inside it.
-
-        Args:
-            index: number of the file.
-
-        Returns:
-            Both.
-        """
-        return self.folder.name, self.paths[index]
-
-    def damage(self, index: int) -> int:
-        """A file never takes others with it.
-
-        Args:
-            index: number of the file.
-
-        Returns:
-            1.
-        """
-        del index
-        return 1
 
     def sizes(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Heights and widths.

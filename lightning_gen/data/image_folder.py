@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from lightning_gen.data.decode import picture_size
 from lightning_gen.data.images import ImageDataModule
+from lightning_gen.data.picture_files import PictureFiles
 from lightning_gen.data.planned import Opened, Split
 from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.sources import Stored
-from lightning_gen.data.writing import list_pictures
 
 __all__ = ["ImageFolderDataModule", "LabelledFolder"]
 
 
-class LabelledFolder:
+class LabelledFolder(PictureFiles):
     """Picture files; the first folder below the root is the class, a ``.txt`` file beside a picture its caption.
 
     Args:
@@ -35,18 +35,13 @@ class LabelledFolder:
     """
 
     def __init__(self, folder: str, classes: tuple[str, ...] | None = None) -> None:
-        self.folder = Path(folder)
-        self.paths = [path.relative_to(self.folder).as_posix() for path in list_pictures(folder)]
+        super().__init__(folder)
         parents = [path.split("/", 1)[0] if "/" in path else "" for path in self.paths]
         self.classes = tuple(sorted({name for name in parents if name})) if classes is None else classes
         table = {name: number for number, name in enumerate(self.classes)} | {"": -1}
         if strange := sorted(set(parents) - set(table)):
             raise DataError(f"{folder} has the class folders {', '.join(strange[:8])}, which training does not have")
         self.labels = [table[name] for name in parents]
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.paths)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -76,29 +71,6 @@ class LabelledFolder:
             return Stored(path.read_bytes(), self.labels[index], caption)
         except (OSError, UnicodeDecodeError) as error:
             raise SampleError(f"the file cannot be read: {error}") from None
-
-    def name(self, index: int) -> tuple[str, str]:
-        """Folder and path inside it.
-
-        Args:
-            index: number of the file.
-
-        Returns:
-            Both.
-        """
-        return self.folder.name, self.paths[index]
-
-    def damage(self, index: int) -> int:
-        """A file never takes others with it.
-
-        Args:
-            index: number of the file.
-
-        Returns:
-            1.
-        """
-        del index
-        return 1
 
     def sizes(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Heights and widths from the files' headers.

@@ -20,12 +20,12 @@ from lightning_gen.cli import main
 from lightning_gen.data.convert import Packing, Part, PictureRule, Record, Request, Skipped, convert, open_source
 from lightning_gen.data.convert import order as order_module
 from lightning_gen.data.convert.journal import Journal
-from lightning_gen.data.convert.workers import run_tasks
 from lightning_gen.data.decode import decode
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.manifest import verify_shards
 from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.shards import IndexedShards
+from lightning_gen.data.workers import run_tasks
 from tests.data.conversions import content, folder, jpeg, read, run
 from tests.data.samples import encoded, picture, shards
 

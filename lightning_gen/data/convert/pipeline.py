@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,12 @@ from lightning_gen.data.convert.packing import Packing
 from lightning_gen.data.convert.records import Part, Source
 from lightning_gen.data.convert.spool import IDENTITY, KEY, FirstPass, Spool, SpooledPart
 from lightning_gen.data.convert.tally import Tally
-from lightning_gen.data.convert.workers import run_tasks
 from lightning_gen.data.manifest import Manifest, Shard
 from lightning_gen.data.quarantine import DataError
+from lightning_gen.data.workers import Watch, run_tasks
 from lightning_gen.data.writing import describe_fields
 
-__all__ = ["Conversion", "Watch", "convert"]
-
-Watch = Callable[[str, int, int], None]
-"""Told now and then: what is being done, how many rows or samples are done, and of how many."""
+__all__ = ["Conversion", "convert"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_gen.data.convert.pipeline import Watch
-from lightning_gen.data.convert.workers import run_tasks
 from lightning_gen.data.decode import picture_size
 from lightning_gen.data.index import ShardIndex, index_tar, replace_file
 from lightning_gen.data.manifest import Manifest, Shard
 from lightning_gen.data.quarantine import ShardError
+from lightning_gen.data.workers import Watch, run_tasks
 
 from .contents import merged_samples
 

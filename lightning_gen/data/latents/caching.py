@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
-from lightning_gen.data.convert.pipeline import Watch
 from lightning_gen.data.latents.encoding import EncodedPicture, PictureEncoder
 from lightning_gen.data.latents.fields import CARRIED, MIRRORED, PLAIN, StoredLatent, array_bytes, latent_sample
 from lightning_gen.data.latents.journal import LEFT_OUT, FinishedShard, LatentJournal
@@ -28,6 +27,7 @@ from lightning_gen.data.latents.record import LatentRecord, StoredKind, weights_
 from lightning_gen.data.latents.statistics import ChannelMoments
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.shards import IndexedShards
+from lightning_gen.data.workers import Watch
 from lightning_gen.data.writing import ShardWriter
 from lightning_gen.interfaces import Autoencoder
 

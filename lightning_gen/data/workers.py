@@ -15,7 +15,10 @@ from typing import Any, TypeVar
 
 from lightning_gen.data.quarantine import DataError
 
-__all__ = ["run_tasks"]
+__all__ = ["Watch", "run_tasks"]
+
+Watch = Callable[[str, int, int], None]
+"""Told now and then: what is being done, how many rows or samples are done, and of how many."""
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")

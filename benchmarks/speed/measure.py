@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import multiprocessing
 import platform
 import statistics
 import tempfile
@@ -61,6 +62,7 @@ def compare(
     difference: float | None = None,
     items: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    apart: bool = False,
 ) -> Row:
     """Time two functions in turns: A B A B ...
 
@@ -75,16 +77,18 @@ def compare(
         items: real tokens, or images, that both sides handle per call, for the rates.
         clock: seconds. ``time.process_time`` is not disturbed by other programs, but right only where one thread
             of this process does all the work and nothing waits for a disk or another process.
+        apart: every call in a forked process of its own, once to warm up and once timed, so that neither side has to
+            live in the heap that the other one leaves behind.
 
     Returns:
         The row; its ratio is the median over the pairs of time(other) / time(ours).
     """
-    pairs = []
+    pairs, seconds = [], _seconds_apart if apart else _seconds
     gc.collect()
     gc.disable()
     try:
         for _ in range(repetitions + 1):
-            pairs.append((_seconds(ours, clock), _seconds(other, clock)))
+            pairs.append((seconds(ours, clock), seconds(other, clock)))
     finally:
         gc.enable()
     pairs = pairs[1:]
@@ -99,6 +103,23 @@ def _seconds(function: Callable[[], object], clock: Callable[[], float]) -> floa
     start = clock()
     function()
     return clock() - start
+
+
+def _seconds_apart(function: Callable[[], object], clock: Callable[[], float]) -> float:
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+
+    def work() -> None:
+        function()
+        sender.send(_seconds(function, clock))
+
+    process = fork.Process(target=work)
+    process.start()
+    sender.close()
+    try:
+        return float(receiver.recv())  # EOFError where the function failed; its traceback is on standard error
+    finally:
+        process.join()
 
 
 def peak_bytes(function: Callable[[], object]) -> int:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_gen.data.transforms import uint8_to_signed
 from lightning_gen.nn.tokens import Tokens
@@ -242,8 +241,6 @@ def _image_batch(images: Tokens | Tensor, examples: Sequence[Example], epoch: in
 def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None = None) -> Tokens:
     """The same tokens as ``patchify`` of the pictures in [-1, 1], written straight into the batch.
 
-    Conversion, padding and layout cost two passes instead of six, a tenth of decoding a picture.
-
     Args:
         pictures: uint8, (h, w, 3) each, of any sizes.
         patch: patch edge p in pixels.
@@ -282,10 +279,14 @@ def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None =
 
 
 def _write_patches(out: Tensor, picture: Tensor) -> None:
-    rows, columns, _, patch, _ = out.shape
-    signed = uint8_to_signed(picture)
-    below, right = rows * patch - picture.shape[0], columns * patch - picture.shape[1]
-    if below or right:
-        # The padding is grey, which lies between two bytes: it is added after the conversion.
-        signed = F.pad(signed, (0, 0, 0, right, 0, below))
-    out.copy_(signed.view(rows, patch, columns, patch, 3).permute(0, 2, 4, 1, 3))
+    """Bytes are sorted before they become floats: a quarter of the memory, and a row of a patch moves as one word."""
+    rows, columns, channels, patch, _ = out.shape
+    height, width, _ = picture.shape
+    planes = np.zeros((channels, rows * patch, columns * patch), np.uint8)
+    planes[:, :height, :width] = picture.numpy().transpose(2, 0, 1)
+    words = planes.view(np.dtype((np.void, patch))).reshape(channels, rows, patch, columns)
+    patches = np.ascontiguousarray(words.transpose(1, 3, 0, 2)).view(np.uint8)
+    uint8_to_signed(torch.from_numpy(patches).view(out.shape), out)
+    # The padding is grey, which lies between two bytes: it is added after the conversion.
+    out[-1, :, :, patch - (rows * patch - height) :] = 0
+    out[:, -1, :, :, patch - (columns * patch - width) :] = 0

@@ -81,16 +81,18 @@ def signed_to_uint8(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def uint8_to_signed(pixels: Tensor) -> Tensor:
+def uint8_to_signed(pixels: Tensor, out: Tensor | None = None) -> Tensor:
     """0..255 -> [-1, 1] by x / 127.5 - 1; the inverse of :func:`signed_to_uint8`.
 
     Args:
         pixels: uint8, any shape.
+        out: float32 of the same shape, where the result goes; None = new memory.
 
     Returns:
         float32 of the same shape.
     """
-    return pixels.to(torch.float32, copy=True).div_(127.5).sub_(1)
+    signed = pixels.to(torch.float32, copy=True) if out is None else out.copy_(pixels)
+    return signed.div_(127.5).sub_(1)
 
 
 def unit_to_uint8(pixels: Tensor) -> Tensor:

@@ -85,7 +85,27 @@ class Passes:
         return whole + (self.order.samples_before(plan * self.passes + turn, inside) if inside else 0)
 
 
-class BatchMixture:
+class _EvenBatches:
+    """Every micro-batch has G samples, plan after plan."""
+
+    global_batch: int
+
+    def samples_before(self, plan: int, first_sample: int, number: int) -> int:
+        """Samples of the first micro-batches of a plan.
+
+        Args:
+            plan: not used.
+            first_sample: not used.
+            number: micro-batches.
+
+        Returns:
+            Their samples.
+        """
+        del plan, first_sample
+        return number * self.global_batch
+
+
+class BatchMixture(_EvenBatches):
     """Every micro-batch comes from one of several sets.
 
     Args:
@@ -119,22 +139,8 @@ class BatchMixture:
         order = self.orders[chosen]
         return order.step(*divmod(before[chosen], order.steps))
 
-    def samples_before(self, plan: int, first_sample: int, number: int) -> int:
-        """Samples of the first micro-batches of a plan.
 
-        Args:
-            plan: not used.
-            first_sample: not used.
-            number: micro-batches.
-
-        Returns:
-            Their samples.
-        """
-        del plan, first_sample
-        return number * self.global_batch
-
-
-class SampleMixture:
+class SampleMixture(_EvenBatches):
     """Every micro-batch holds samples of all sets, in the proportion of their weights.
 
     Args:
@@ -197,20 +203,6 @@ class SampleMixture:
         place = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts])
         index = np.concatenate(parts)[np.argsort(place, kind="stable")]
         return Step(index, np.ones(len(index), np.bool_), start, self.tokens, self.shape)
-
-    def samples_before(self, plan: int, first_sample: int, number: int) -> int:
-        """Samples of the first micro-batches of a plan.
-
-        Args:
-            plan: not used.
-            first_sample: not used.
-            number: micro-batches.
-
-        Returns:
-            Their samples.
-        """
-        del plan, first_sample
-        return number * self.global_batch
 
     def _stretch(self, number: int, low: int, high: int) -> Indices:
         """Samples [low, high) of a set's endless row of passes."""

@@ -6,12 +6,23 @@ Training times are functions of given uniform or normal numbers, so that whoever
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lightning_gen.flow import paths
 
-__all__ = ["linear_grid", "logit_normal_times", "release_times", "shifted", "uniform_times"]
+__all__ = [
+    "double_shift_grid",
+    "linear_grid",
+    "logit_normal_times",
+    "release_times",
+    "resolution_shift",
+    "shifted",
+    "trajectory_levels",
+    "uniform_times",
+]
 
 
 def uniform_times(uniforms: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -119,3 +130,71 @@ def linear_grid(steps: int, start: float = 0.999, end: float = 0.0) -> Tensor:
     if steps < 1 or not 0 <= end < start <= 1:
         raise ValueError(f"a sampling grid needs steps >= 1 and 0 <= end < start <= 1, got {steps}, {start} to {end}")
     return torch.linspace(start, end, steps + 1, dtype=torch.float64, device="cpu")
+
+
+def double_shift_grid(steps: int, shift: float = 3.0, train_steps: int = 1000) -> Tensor:
+    """Sampling times of Stable Diffusion 3's scheduler, which shifts twice.
+
+    a = shifted(1 / K), t_i = shifted(1 + (a - 1) i / (n - 1)) for i = 0..n-1, then t_n = 0
+
+    The last step but one therefore ends at the same time for every n, shifted(shifted(1 / K)) = 0.00893 for shift 3.
+
+    Args:
+        steps: number of steps n, at least 2.
+        shift: s, positive.
+        train_steps: K, discrete times of the training.
+
+    Returns:
+        float64, (n + 1,), on the CPU, from 1 to 0.
+
+    Raises:
+        ValueError: fewer than two steps.
+
+    Source: arXiv:2403.03206; the rule of diffusers' FlowMatchEulerDiscreteScheduler.
+    """
+    if steps < 2:
+        raise ValueError(f"the doubly shifted grid needs at least 2 steps, got {steps}")
+    low = float(shifted(torch.tensor(1 / train_steps, dtype=torch.float64), shift))
+    return torch.cat([shifted(linear_grid(steps - 1, 1.0, low), shift), torch.zeros(1, dtype=torch.float64)])
+
+
+def resolution_shift(num_tokens: int) -> float:
+    """The shift that grows with the number of tokens of a picture.
+
+    s = exp(0.5 + 0.65 (L - 256) / (4096 - 256))
+
+    Args:
+        num_tokens: L.
+
+    Returns:
+        s for :func:`shifted`; e^0.5 at 256 tokens, e^1.15 at 4096.
+
+    Source: FLUX.1's linear rule, as arXiv 2605 NTM section C.4 uses it.
+    """
+    return math.exp(0.5 + 0.65 * (num_tokens - 256) / (4096 - 256))
+
+
+def trajectory_levels(steps: int, num_tokens: int, low: float = 0.02) -> Tensor:
+    """Noise levels of a normalizing trajectory, from nearly clean to noise.
+
+    t_0 = low,  t_k = shifted(k / T, resolution_shift(L)),  k = 1..T
+
+    Args:
+        steps: T, at least 1.
+        num_tokens: L.
+        low: first level, 0 = clean; must lie below t_1.
+
+    Returns:
+        float64, (T + 1,), rising to 1.
+
+    Raises:
+        ValueError: no step, or a first level that is not below the second.
+
+    Source: NTM section C.4 and Table 5; the value of ``low`` in sampling is inferred.
+    """
+    if steps < 1:
+        raise ValueError(f"a trajectory needs at least one step, got {steps}")
+    levels = shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, resolution_shift(num_tokens))
+    if not 0 <= low < float(levels[0]):
+        raise ValueError(f"the first level must lie in [0, {float(levels[0]):.4g}), got {low}")
+    return torch.cat([torch.tensor([low], dtype=torch.float64), levels])

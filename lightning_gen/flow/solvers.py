@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gen.flow import paths
 
-__all__ = ["SOLVERS", "Callback", "Solver", "Step", "Velocity", "euler", "heun", "unipc"]
+__all__ = ["SOLVERS", "Callback", "Solver", "Step", "Velocity", "dpm_solver", "euler", "heun", "unipc"]
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x, t): state of any shape and time in [0, 1] to the velocity eps - x_0 of the same shape."""
@@ -116,6 +116,41 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None
     return x
 
 
+def dpm_solver(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None = None) -> Tensor:
+    """DPM-Solver++(2M): multistep of second order on predicted data; n evaluations in n steps.
+
+    A step from t to t' with l = log((1 - t) / t), h = l' - l, r = h_before / h and the predicted data m = x - t v:
+
+        x' = m + (t' / t) (x - m) + (1 - t' / t) (m - m_before) / (2 r)
+
+    The first step has no m_before and the last one does not use it: both are of first order.
+
+    Args:
+        velocity: v(x, t).
+        x: state at ``times[0]``, float, any shape.
+        times: falling times in [0, 1], (n + 1,).
+        callback: called once per step.
+
+    Returns:
+        State at ``times[-1]``.
+
+    Raises:
+        ValueError: the times do not fall from at most 1 to at least 0.
+
+    Source: arXiv:2211.01095 algorithm 2, on this path.
+    """
+    spans = [_Span(start, end) for start, end in pairwise(_falling(times))]
+    m_before = None
+    for index, span in enumerate(spans):
+        v = velocity(x, span.now).to(x.dtype)
+        _report(callback, index, span.now, x, v)
+        m = paths.clean(x, v, span.now)
+        last = index == len(spans) - 1
+        x = span.predicted(x, m, spans[index - 1], None if last else m_before)
+        m_before = m
+    return x
+
+
 def unipc(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None = None) -> Tensor:
     """Multistep predictor-corrector of second order (variant B2, data prediction); n evaluations in n steps.
 
@@ -158,12 +193,14 @@ def unipc(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | Non
     return x
 
 
-SOLVERS: Mapping[str, Solver] = MappingProxyType({"euler": euler, "heun": heun, "unipc": unipc})
+SOLVERS: Mapping[str, Solver] = MappingProxyType(
+    {"euler": euler, "heun": heun, "dpm_solver": dpm_solver, "unipc": unipc}
+)
 """Solvers by the name that a configuration gives them."""
 
 
 class _Span:
-    """One step of ``unipc`` with its weights. ``before`` and ``m_before`` are the step behind it and its data."""
+    """A step of ``unipc`` or ``dpm_solver``, its weights; ``before``, ``m_before`` are the step behind and its data."""
 
     def __init__(self, now: float, after: float) -> None:
         self.now = now

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_gen.flow.guidance import Guidance, combine, guided, rescaled
+from lightning_gen.flow.guidance import (
+    Guidance,
+    ProjectedGuidance,
+    combine,
+    guided,
+    projected,
+    projected_guided,
+    rescaled,
+)
 from lightning_gen.flow.schedules import linear_grid
 from lightning_gen.flow.solvers import Velocity, euler
 
@@ -96,3 +104,46 @@ def test_rescaling_survives_a_velocity_without_spread() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="guidance"):
         Guidance(**settings)
+
+
+def _predictions(velocity: Velocity, states: list[Tensor], times: list[float]) -> list[Tensor]:
+    return [x - t * velocity(x, t) for x, t in zip(states, times, strict=True)]
+
+
+def test_projected_guidance_equals_diffusers_and_remembers_its_updates() -> None:
+    from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+
+    times, states = [0.9, 0.7, 0.4], [_draw(3, 4, 5, seed=seed) for seed in (5, 6, 7)]
+    settings = ProjectedGuidance(3.0, parallel=0.2, momentum=-0.5, largest=2.0)
+    buffer = MomentumBuffer(-0.5)
+    theirs = [
+        normalized_guidance(x - t * V_C, x - t * V_U, 2.0, buffer, 0.2, 2.0, use_original_formulation=True)
+        for x, t in zip(states, times, strict=True)
+    ]
+    ours = _predictions(projected_guided(Counted(V_C), Counted(V_U), settings), states, times)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other)
+    again = _predictions(projected_guided(Counted(V_C), Counted(V_U), settings), states[2:], times[2:])
+    assert not torch.allclose(again[0], ours[2])  # without the updates before it
+
+
+def test_projected_guidance_that_keeps_everything_is_plain_guidance() -> None:
+    settings = ProjectedGuidance(4.0, 0.1, 0.9, parallel=1.0, momentum=0.0, largest=None)
+    plain = guided(Counted(V_C), Counted(V_U), Guidance(4.0, 0.1, 0.9))
+    ours = projected_guided(Counted(V_C), Counted(V_U), settings)
+    for t in (0.95, 0.9, 0.5, 0.05):
+        torch.testing.assert_close(ours(V_U, t), plain(V_U, t))
+
+
+def test_what_is_projected_is_orthogonal_per_image_and_spares_the_padding() -> None:
+    image = torch.tensor([[0, 0, 1, -1], [2, 2, 2, -1], [3, 4, 4, 4]])
+    out = projected(V_U, V_C, 0.0, image)
+    for number in range(5):
+        inside = image == number
+        assert abs(float((out[inside] * V_C[inside]).sum())) < 1e-12
+    assert torch.equal(out[image < 0], V_U[image < 0])
+    torch.testing.assert_close(projected(V_U, V_C, 1.0, image), V_U)
+    rows = projected(V_U, V_C, 0.0)
+    torch.testing.assert_close((rows * V_C).sum((1, 2)), torch.zeros(3, dtype=F64))
+    with pytest.raises(ValueError, match="positive"):
+        ProjectedGuidance(largest=0.0)

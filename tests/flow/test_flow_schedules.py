@@ -50,9 +50,7 @@ def test_linear_grid() -> None:
 
 
 def test_double_shift_of_sd3() -> None:
-    # SD3's scheduler shifts its range by 3, spaces N times evenly in it, shifts again and appends 0.
-    low = schedules.shifted(torch.tensor(0.001, dtype=F64), 3.0)
-    grid = schedules.shifted(schedules.linear_grid(9, 1.0, float(low)), 3.0)
+    grid = schedules.double_shift_grid(10)
     known = [
         1.0,
         0.96012932,
@@ -65,7 +63,25 @@ def test_double_shift_of_sd3() -> None:
         0.27804878,
         0.00892857,
     ]
+    known.append(0.0)
     torch.testing.assert_close(grid, torch.tensor(known, dtype=F64), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 28])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_doubly_shifted_grid_is_that_of_diffusers(steps: int, shift: float) -> None:
+    from diffusers import schedulers
+
+    scheduler = schedulers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    torch.testing.assert_close(schedules.double_shift_grid(steps, shift).float(), scheduler.sigmas, atol=1e-6, rtol=0)
+
+
+def test_levels_of_a_trajectory() -> None:
+    for tokens, known in ((256, [0.3547, 0.6225, 0.8318, 1.0]), (1024, [0.3849, 0.6525, 0.8492, 1.0])):
+        levels = schedules.trajectory_levels(4, tokens)
+        torch.testing.assert_close(levels[1:], torch.tensor(known, dtype=F64), atol=5e-5, rtol=0)
+        assert float(levels[0]) == 0.02
 
 
 @pytest.mark.parametrize(
@@ -77,6 +93,9 @@ def test_double_shift_of_sd3() -> None:
         lambda: schedules.linear_grid(0),
         lambda: schedules.linear_grid(5, 0.2, 0.4),
         lambda: schedules.linear_grid(5, 1.2, 0.0),
+        lambda: schedules.double_shift_grid(1),
+        lambda: schedules.trajectory_levels(0, 256),
+        lambda: schedules.trajectory_levels(4, 256, low=0.4),
     ],
 )
 def test_impossible_settings_are_refused(call) -> None:  # type: ignore[no-untyped-def]

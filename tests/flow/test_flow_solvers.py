@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lightning_gen.flow import paths
 from lightning_gen.flow.schedules import linear_grid, shifted
-from lightning_gen.flow.solvers import SOLVERS, Solver, Step, euler, heun, unipc
+from lightning_gen.flow.solvers import SOLVERS, Solver, Step, dpm_solver, euler, heun, unipc
 
 F64 = torch.float64
 MU, S = 0.7, 0.4
@@ -60,6 +61,18 @@ def test_order_of_convergence(solver: Solver, order: int, start: float, end: flo
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.12)
 
 
+def test_order_of_convergence_of_dpm_solver() -> None:
+    # Its first and last steps are of first order, and log((1 - t) / t) has no end at 0: full order comes later.
+    def orders(start: float, end: float, steps: tuple[int, ...]) -> list[float]:
+        ends = [dpm_solver(gaussian_velocity, X, linear_grid(n, start, end)) for n in steps]
+        errors = [float((x - exact(X, start, end)).abs().max()) for x in ends]
+        return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+
+    assert orders(0.9, 0.1, (640, 1280, 2560)) == pytest.approx([2, 2], abs=0.12)
+    towards_clean = orders(0.999, 0.0, (80, 320, 1280))
+    assert towards_clean == sorted(towards_clean) and towards_clean[0] / 2 > 1.6 and towards_clean[-1] / 2 < 2.1
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_noise_becomes_data(name: str) -> None:
     noise = torch.special.ndtri((torch.arange(2000, dtype=F64) + 0.5) / 2000)
@@ -79,7 +92,7 @@ def test_one_data_point_is_reached_exactly(name: str, steps: int) -> None:
     torch.testing.assert_close(end, a)
     for step in seen:
         torch.testing.assert_close(step.clean, a)
-        if name != "unipc" or step.number == 0:
+        if name in ("euler", "heun") or step.number == 0:
             torch.testing.assert_close(step.x, paths.noised(a, noise, step.time))
 
 
@@ -93,7 +106,15 @@ def test_constant_velocity_is_integrated_exactly_and_one_step_of_unipc_is_euler(
 
 @pytest.mark.parametrize(
     ("solver", "end", "expected"),
-    [(euler, 0.0, 9), (euler, 0.1, 9), (heun, 0.0, 17), (heun, 0.1, 18), (unipc, 0.0, 9), (unipc, 0.1, 9)],
+    [
+        (euler, 0.0, 9),
+        (euler, 0.1, 9),
+        (heun, 0.0, 17),
+        (heun, 0.1, 18),
+        (unipc, 0.0, 9),
+        (unipc, 0.1, 9),
+        (dpm_solver, 0.0, 9),
+    ],
 )
 def test_evaluations_and_callbacks(solver: Solver, end: float, expected: int) -> None:
     times: list[float] = []
@@ -141,6 +162,21 @@ def test_unipc_equals_diffusers(steps: int, shift: float, field: Callable[[Tenso
     theirs = _diffusers(scheduler, x, scheduler.sigmas, field)
     torch.testing.assert_close(unipc(field, x, scheduler.sigmas), theirs, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(unipc(field, x, shifted(linear_grid(steps), shift)), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 10, 50])
+@pytest.mark.parametrize("field", [gaussian_velocity, curved])
+def test_dpm_solver_equals_diffusers(steps: int, field: Callable[[Tensor, float], Tensor]) -> None:
+    from diffusers import schedulers
+
+    scheduler = schedulers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, final_sigmas_type="zero"
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = scheduler.sigmas.double()
+    x = torch.randn(2, 5, dtype=F64, generator=torch.Generator().manual_seed(0))
+    theirs = _diffusers(scheduler, x, scheduler.sigmas, field)
+    torch.testing.assert_close(dpm_solver(field, x, scheduler.sigmas), theirs, atol=2e-5, rtol=0)
 
 
 def test_unipc_equals_diffusers_on_its_own_grid_from_pure_noise() -> None:

@@ -25,6 +25,7 @@ TRAINER_VERBS: Final = {
 OWN_VERBS: Final = {
     "demo": "train the tiny autoencoder on photographs that come with scikit-image and scikit-learn, and show it",
     "data": "convert, index, verify, count, repack and make up data sets in tar shards",
+    "evaluate": "FID, GenEval, EGIP, preference scores of pictures that any code produced, with protocol cards",
     "recipes": "list, show or copy the configurations that ship with the package",
     "export": "turn a checkpoint (file or sharded folder) into safetensors",
     "doctor": "versions, devices, who owns the name `lightning`; with --config: can this run start here?",

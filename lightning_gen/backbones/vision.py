@@ -5,8 +5,7 @@ Shape letters: B images, H and W height and width, N patches, R registers, D wid
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .frozen import FrozenModule, ordinary_construction
 from .weights import MissingWeightsError, fetch_weights, find_weights, read_config
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _PUBLISHED: dict[Size, _Published] = {
 }
 
 
-class DINOv3Encoder(nn.Module):
+class DINOv3Encoder(FrozenModule):
     """A frozen DINOv3 that shows the tokens of every block.
 
     It is a constant of the run, not a part of the model. Its network is kept outside the registry of submodules, so a
@@ -85,28 +85,17 @@ class DINOv3Encoder(nn.Module):
         target_size: int = 512,
         revision: str | None = None,
     ) -> None:
-        super().__init__()
         if target_size < 1:
             raise ValueError(f"target_size must be a positive number of pixels, got {target_size}")
-        self.source = _source(source, model, backend)
-        self.target_size = target_size
-        folder = fetch_weights(self.source, revision)
-        self.backend: Literal["timm", "transformers"] = _layout(folder, backend)
-        with _ordinary_construction():
-            network = _load_timm(folder) if self.backend == "timm" else _load_transformers(folder)
-        network.eval().requires_grad_(False)
-        # Assignment would register it as a submodule.
-        self.__dict__["network"] = network
-        self.patch_size = _patch_size(network, self.backend)
-        self.training = False
-
-    network: nn.Module
-    """The library's own module; not a registered submodule."""
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of frozen parameters."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        place = _source(source, model, backend)
+        folder = fetch_weights(place, revision)
+        layout = _layout(folder, backend)
+        with ordinary_construction():
+            network = _load_timm(folder) if layout == "timm" else _load_transformers(folder)
+        super().__init__(network)
+        self.source, self.target_size = place, target_size
+        self.backend: Literal["timm", "transformers"] = layout
+        self.patch_size = _patch_size(network, layout)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Tokens after every transformer block, before any final normalisation.
@@ -151,17 +140,6 @@ class DINOv3Encoder(nn.Module):
             tokens = self.network(pixels).last_hidden_state
         return tokens[:, 0]
 
-    def train(self, mode: bool = True) -> DINOv3Encoder:
-        """Stay in eval mode whatever the parent does.
-
-        Args:
-            mode: ignored.
-
-        Returns:
-            The encoder.
-        """
-        return self
-
     def extra_repr(self) -> str:
         """Source and back end, for ``print``."""
         return f"source={self.source!r}, backend={self.backend!r}, frozen parameters={self.num_parameters:,}"
@@ -180,14 +158,6 @@ class DINOv3Encoder(nn.Module):
     def _call(self, method: str) -> Callable[..., Any]:
         found: Callable[..., Any] = getattr(self.network, method)
         return found
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DINOv3Encoder:
-        # `fn` is whatever a parent does to its tensors: a move, a cast, an emptying. Only the move concerns constants.
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = fn(torch.empty(0, device=next(self.network.parameters()).device)).device
-        if device.type != "meta":
-            self.network.to(device)
-        return self
 
 
 def fit_to_patches(images: Tensor, target_size: int, patch_size: int = 16) -> Tensor:
@@ -361,15 +331,3 @@ def _unfit(folder: Path, error: Exception) -> MissingWeightsError:
 def _patch_size(network: Any, backend: str) -> int:
     size = network.patch_embed.patch_size if backend == "timm" else network.config.patch_size
     return int(size if isinstance(size, int) else size[0])
-
-
-@contextlib.contextmanager
-def _ordinary_construction() -> Iterator[None]:
-    """Build on the CPU in float32 even inside a meta-device context, without touching the global random state."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            yield
-    finally:
-        torch.set_default_dtype(dtype)

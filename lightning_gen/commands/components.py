@@ -14,11 +14,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from lightning_gen import COMPONENTS
+from lightning_gen.training.classes import GROUP
 
-__all__ = ["GROUP", "import_mentioned"]
-
-GROUP = "lightning_gen.components"
-"""Entry-point group under which other distributions declare their classes."""
+__all__ = ["import_mentioned"]
 
 _WORD = re.compile(r"\w+")
 _CONFIG_FILE = re.compile(r"[^\s'\"=:,\[\]{}]+\.(?:yaml|yml|json|jsonnet)\b")

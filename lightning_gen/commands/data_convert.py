@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from lightning_gen.data.convert.columns import parse_fields
 from lightning_gen.data.convert.formats import FORMATS, ROWS, Request, open_source
 
-from .data_packing import Examples, add_packing, packing_of, run_conversion
+from .data_packing import add_packing, packing_of, run_conversion
+from .options import Examples
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

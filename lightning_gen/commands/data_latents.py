@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning_gen
-
-from .components import GROUP
-from .data_packing import Examples, progress_bars
+from .data_packing import progress_bars
+from .options import Examples, device_of
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -80,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     manifest = find_manifest(options.source, progress=True)
     if manifest.folder.resolve() == Path(options.out).resolve():
         raise ValueError(f"{options.out} is the data set that is read: choose another folder")
-    device = _device(options.device)
+    device = device_of(options.device, apple=True)
     autoencoder = _class(options.autoencoder).from_pretrained(options.weights).to(device).eval()
     try:
         with progress_bars() as watch:
@@ -113,42 +107,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _class(name: str) -> Any:
-    """The class that is meant: a component of this package, of another one, or any that can be imported."""
-    module, _, attribute = name.rpartition(".")
-    declared = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-    if name in lightning_gen.COMPONENTS:
-        found = getattr(lightning_gen, name)
-    elif declared:
-        found = declared[0].load()
-    elif module:
-        found = getattr(_imported(module, name), attribute, None)
-    else:
-        raise ValueError(f"--autoencoder {name}: no such class here; name others as package.module.Class")
+    from lightning_gen.training.classes import class_named
+
+    found = class_named(name, "--autoencoder")
     if not all(hasattr(found, method) for method in ("from_pretrained", "encode")):
         raise ValueError(f"--autoencoder {name} is no class with from_pretrained(source) and encode(images)")
     return found
-
-
-def _imported(module: str, name: str) -> Any:
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--autoencoder {name}: {error}") from None
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _spoken(weights: str) -> str:

@@ -13,15 +13,11 @@ from lightning_gen.data.convert.pipeline import Conversion, convert
 from lightning_gen.data.convert.records import CHOICES, COUNTERS, Source
 from lightning_gen.data.workers import Watch
 
-__all__ = ["Examples", "add_packing", "packing_of", "progress_bars", "run_conversion"]
+__all__ = ["add_packing", "packing_of", "progress_bars", "run_conversion"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MEANINGS = {**COUNTERS, **CHOICES}
 _ALWAYS = ("read", "written")
-
-
-class Examples(argparse.RawDescriptionHelpFormatter):
-    """Help whose examples keep their lines."""
 
 
 def add_packing(parser: argparse.ArgumentParser) -> None:

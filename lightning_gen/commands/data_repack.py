@@ -10,7 +10,8 @@ from lightning_gen.data.convert.shards import ShardsSource
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.quarantine import DataError
 
-from .data_packing import Examples, add_packing, packing_of, run_conversion
+from .data_packing import add_packing, packing_of, run_conversion
+from .options import Examples
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -14,7 +14,8 @@ from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.inspection.overlap import Overlap, measure_overlap
 from lightning_gen.data.inspection.statistics import PairStatistics, Statistics, gather_statistics
 
-from .data_packing import Examples, progress_bars
+from .data_packing import progress_bars
+from .options import Examples
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -10,7 +10,7 @@ from lightning_gen.data.synth.kinds import KINDS
 from lightning_gen.data.synth.layouts import LAYOUTS, write_synthetic
 from lightning_gen.data.synth.options import SynthOptions
 
-from .data_packing import Examples
+from .options import Examples
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

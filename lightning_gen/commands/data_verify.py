@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from lightning_gen.data.finding import find_manifest
 from lightning_gen.data.inspection.verifying import verify
 
-from .data_packing import Examples, progress_bars
+from .data_packing import progress_bars
+from .options import Examples
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

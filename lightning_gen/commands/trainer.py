@@ -318,6 +318,8 @@ def fitting_recipes(machine: Machine) -> list[str]:
 
 def _sizes_that_fit(machine: Machine) -> Iterator[tuple[int, str]]:
     for name, file in recipes().items():
+        if name.startswith("evaluate_"):  # recipes of `lightning evaluate`
+            continue
         config = read_config(["fit", "--config", str(file)])
         model, _ = needs_of(config)
         if model is not None and {short.subject for short in check(config, machine)} <= {"data", "checkpoint"}:

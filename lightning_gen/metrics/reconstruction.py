@@ -11,20 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
+
+from lightning_gen.metrics.ssim import structural_similarity
 
 __all__ = [
     "EIGHT_BIT_PSNR",
     "PeakSignalToNoise",
     "PerImageMean",
+    "Quantise",
     "ReconstructionQuality",
     "StructuralSimilarity",
+    "comparable",
     "psnr_per_image",
     "ssim_per_image",
     "structural_similarity",
@@ -32,10 +35,15 @@ __all__ = [
 
 Images = Tensor | Sequence[Tensor]
 
+Quantise = bool | Literal["truncate_originals"]
+"""Whether 8-bit values are compared: no, yes (both sides rounded), or reconstructions rounded and originals cut off.
+
+The last is what the published evaluation of MUSE does. It differs from True only where originals are not whole levels,
+for instance because they were resized after decoding.
+"""
+
 _RANGE = 2.0
-_SIGMA = 1.5
-_WINDOW = 11
-_K1, _K2 = 0.01, 0.03
+_LEVEL_SLACK = 1e-3
 
 EIGHT_BIT_PSNR = 10 * math.log10(12 * 255**2)
 """58.92 dB: the PSNR of rounding to 8 bits, whose mean squared error is (R / 255)^2 / 12.
@@ -45,7 +53,7 @@ Beyond it, a reconstruction is as good as the stored picture, and PSNR only meas
 
 
 def psnr_per_image(
-    prediction: Images, target: Images, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False
+    prediction: Images, target: Images, max_psnr: float = EIGHT_BIT_PSNR, quantise: Quantise = False
 ) -> Tensor:
     """Peak signal-to-noise ratio of every image in decibel.
 
@@ -58,7 +66,7 @@ def psnr_per_image(
         target: originals x of the same sizes; clamped.
         max_psnr: cap in decibel. Without one (``math.inf``) a perfect image scores infinity, and so does every mean
             that holds it. The default is the level of 8-bit rounding.
-        quantise: round both sides to 8 bits first, as files on disk are (about 0.01 dB at 34 dB).
+        quantise: compare 8-bit values, as files on disk are (about 0.01 dB at 34 dB); see ``Quantise``.
 
     Returns:
         float64, (B,); NaN where an image holds NaN.
@@ -66,15 +74,14 @@ def psnr_per_image(
     Raises:
         ValueError: numbers or sizes of images differ.
     """
-    if isinstance(prediction, Tensor) and isinstance(target, Tensor):
-        y, x = _exact(prediction, target, quantise)
-        psnr: Tensor = 10 * torch.log10(_RANGE**2 / (y - x).square().mean((1, 2, 3)))
-        return psnr.clamp(max=max_psnr)
-    pairs = _one_by_one(prediction, target)
-    return torch.cat([psnr_per_image(y, x, max_psnr, quantise) for y, x in pairs])
+    values = [
+        10 * torch.log10(_RANGE**2 / (y - x).square().mean((1, 2, 3)))
+        for y, x in comparable(prediction, target, quantise)
+    ]
+    return torch.cat(values).clamp(max=max_psnr)
 
 
-def ssim_per_image(prediction: Images, target: Images, quantise: bool = False) -> Tensor:
+def ssim_per_image(prediction: Images, target: Images, quantise: Quantise = False) -> Tensor:
     """Structural similarity of every image.
 
     See ``structural_similarity`` for the definition. Where an image is smaller than the window, the window shrinks to
@@ -83,7 +90,7 @@ def ssim_per_image(prediction: Images, target: Images, quantise: bool = False) -
     Args:
         prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
         target: originals x of the same sizes; clamped.
-        quantise: round both sides to 8 bits first.
+        quantise: compare 8-bit values; see ``Quantise``.
 
     Returns:
         float64, (B,), in [-1, 1]; 1 = equal.
@@ -93,43 +100,28 @@ def ssim_per_image(prediction: Images, target: Images, quantise: bool = False) -
 
     Source: doi:10.1109/TIP.2003.819861 eq. 13.
     """
-    if not (isinstance(prediction, Tensor) and isinstance(target, Tensor)):
-        return torch.cat([ssim_per_image(y, x, quantise) for y, x in _one_by_one(prediction, target)])
-    return structural_similarity(*_exact(prediction, target, quantise))
+    return torch.cat([structural_similarity(y, x) for y, x in comparable(prediction, target, quantise)])
 
 
-def structural_similarity(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of a batch, differentiable, in the dtype of its arguments.
-
-    SSIM = mean over windows and channels of
-           (2 m_y m_x + C1) (2 s_yx + C2) / ((m_y^2 + m_x^2 + C1) (s_y^2 + s_x^2 + C2)),
-    with C1 = (0.01 R)^2, C2 = (0.03 R)^2, R = 2 and moments under a Gaussian of sigma 1.5 on 11 x 11 pixels
-
-    Only windows that lie inside the image count, and variances are those of the population. This is the definition of
-    the original paper, of scikit-image with ``gaussian_weights=True, use_sample_covariance=False``, and of the
-    interior of torchmetrics' map. The mean that torchmetrics 1.9 returns is another number: it also averages over a
-    border of 5 pixels whose windows look at a reflection of the image.
+def comparable(prediction: Images, target: Images, quantise: Quantise = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both sides as they are compared: in float64, inside [-1, 1], on request at whole levels of 8 bits.
 
     Args:
-        prediction: y, float, (B, C, H, W), range [-1, 1].
-        target: x, the same shape.
+        prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
+        target: originals x of the same sizes; clamped.
+        quantise: compare 8-bit values; see ``Quantise``.
 
-    Returns:
-        (B,), in [-1, 1]; 1 = equal.
+    Yields:
+        The batch as it is, or batches of one image; (y, x), float64.
 
-    Source: doi:10.1109/TIP.2003.819861 eq. 13.
+    Raises:
+        ValueError: numbers or sizes of images differ.
     """
-    y, x = prediction, target
-    window = _gaussian_window(min(_WINDOW, *y.shape[-2:]), y)
-    mean_y, mean_x, square_y, square_x, product = _smooth(torch.stack((y, x, y * y, x * x, y * x)), window)
-    c1, c2 = (_K1 * _RANGE) ** 2, (_K2 * _RANGE) ** 2
-    covariance = product - mean_y * mean_x
-    # Rounding can leave a variance slightly below 0 in flat regions.
-    variance_y, variance_x = (square_y - mean_y**2).clamp(min=0), (square_x - mean_x**2).clamp(min=0)
-    luminance = (2 * mean_y * mean_x + c1) / (mean_y**2 + mean_x**2 + c1)
-    structure = (2 * covariance + c2) / (variance_y + variance_x + c2)
-    similarity: Tensor = (luminance * structure).mean((1, 2, 3))
-    return similarity
+    if isinstance(prediction, Tensor) and isinstance(target, Tensor):
+        yield _exact(prediction, target, quantise)
+    else:
+        for y, x in _one_by_one(prediction, target):
+            yield _exact(y, x, quantise)
 
 
 class PerImageMean(Metric, ABC):
@@ -209,12 +201,12 @@ class PeakSignalToNoise(PerImageMean):
 
     Args:
         max_psnr: cap per image in decibel; see ``psnr_per_image``.
-        quantise: compare 8-bit values.
+        quantise: compare 8-bit values; see ``Quantise``.
     """
 
     quantity = "psnr"
 
-    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False) -> None:
+    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: Quantise = False) -> None:
         super().__init__()
         self.max_psnr = max_psnr
         self.quantise = quantise
@@ -236,12 +228,12 @@ class StructuralSimilarity(PerImageMean):
     """Mean over images of the SSIM; images in [-1, 1], range 2.
 
     Args:
-        quantise: compare 8-bit values.
+        quantise: compare 8-bit values; see ``Quantise``.
     """
 
     quantity = "ssim"
 
-    def __init__(self, quantise: bool = False) -> None:
+    def __init__(self, quantise: Quantise = False) -> None:
         super().__init__()
         self.quantise = quantise
 
@@ -265,10 +257,10 @@ class ReconstructionQuality(nn.Module):
 
     Args:
         max_psnr: cap per image in decibel; see ``psnr_per_image``.
-        quantise: compare 8-bit values.
+        quantise: compare 8-bit values; see ``Quantise``.
     """
 
-    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: bool = False) -> None:
+    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: Quantise = False) -> None:
         super().__init__()
         self.psnr = PeakSignalToNoise(max_psnr, quantise)
         self.ssim = StructuralSimilarity(quantise)
@@ -309,8 +301,7 @@ def _one_by_one(prediction: Images, target: Images) -> list[tuple[Tensor, Tensor
     return [(y[None], x[None]) for y, x in zip(prediction, target, strict=True)]
 
 
-def _exact(prediction: Tensor, target: Tensor, quantise: bool) -> tuple[Tensor, Tensor]:
-    """Both sides in float64 inside [-1, 1]."""
+def _exact(prediction: Tensor, target: Tensor, quantise: Quantise) -> tuple[Tensor, Tensor]:
     if prediction.shape != target.shape or prediction.ndim != 4:
         raise ValueError(
             f"need reconstructions and originals of one shape (B, C, H, W), or lists of (C, H, W); got "
@@ -319,20 +310,11 @@ def _exact(prediction: Tensor, target: Tensor, quantise: bool) -> tuple[Tensor, 
     if not (prediction.is_floating_point() and target.is_floating_point()):
         raise ValueError(f"need float images in [-1, 1], got {prediction.dtype} and {target.dtype}")
     y, x = (images.detach().double().clamp(-1, 1) for images in (prediction, target))
-    if quantise:
-        y, x = ((255 * (images + 1) / 2).round() * (2 / 255) - 1 for images in (y, x))
-    return y, x
-
-
-def _gaussian_window(largest: int, like: Tensor) -> Tensor:
-    edge = largest if largest % 2 else largest - 1
-    distance = torch.arange(edge, dtype=like.dtype, device=like.device) - edge // 2
-    weight = torch.exp(-((distance / _SIGMA) ** 2) / 2)
-    return weight / weight.sum()
-
-
-def _smooth(maps: Tensor, window: Tensor) -> Tensor:
-    """Weighted means of (..., H, W) over all windows inside the map; rows and columns one after the other."""
-    flat = maps.flatten(0, -3)[:, None]
-    smooth = F.conv2d(F.conv2d(flat, window[None, None, :, None]), window[None, None, None, :])
-    return smooth.reshape(*maps.shape[:-2], *smooth.shape[-2:])
+    if not quantise:
+        return y, x
+    if quantise not in (True, "truncate_originals"):
+        raise ValueError(f"quantise must be False, True or 'truncate_originals', got {quantise!r}")
+    y_levels, x_levels = (255 * (images + 1) / 2 for images in (y, x))
+    # A stored level k comes back from float32 as k minus a millionth, which must not become k - 1.
+    x_levels = x_levels.round() if quantise is True else (x_levels + _LEVEL_SLACK).floor()
+    return y_levels.round() * (2 / 255) - 1, x_levels * (2 / 255) - 1

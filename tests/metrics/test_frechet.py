@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from lightning_gen.metrics.frechet import FrechetReference, Gaussian, Moments, frechet_distance
+from lightning_gen.metrics.frechet import FrechetReference, Gaussian, Moments, frechet_distance, too_few_samples
 
 
 def features(count: int, size: int = 6, seed: int = 0) -> torch.Tensor:
@@ -55,6 +55,7 @@ def test_moments_are_numpys() -> None:
     assert np.allclose(found.covariance.numpy(), np.cov(x.numpy(), rowvar=False), rtol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:12 samples of 32 features")
 @pytest.mark.parametrize(("count", "size"), [(500, 8), (12, 32)])
 def test_the_same_as_the_square_root_of_the_product(count: int, size: int) -> None:
     first, second = gaussian(features(count, size)), gaussian(features(count, size, 1))
@@ -112,3 +113,36 @@ def test_what_makes_no_distance_is_refused() -> None:
         frechet_distance(gaussian(features(20)), gaussian(features(20, 5)))
     with pytest.raises(ValueError, match="a mean of shape"):
         Gaussian(torch.zeros(3), torch.zeros(2, 2), 5)
+
+
+def test_scaling_and_shifting_a_set_moves_it_by_the_closed_form() -> None:
+    x = features(500)
+    traces = float(gaussian(x).covariance.trace())
+    centred = x - x.mean(0)
+    assert frechet_distance(gaussian(centred), gaussian(1.5 * centred)) == pytest.approx(0.25 * traces, rel=1e-10)
+    assert frechet_distance(gaussian(x), gaussian(x + 2)) == pytest.approx(6 * 4, rel=1e-10)
+
+
+@pytest.mark.parametrize("size", [256, 300, 700])
+def test_blocks_of_columns_give_the_whole_covariance(size: int) -> None:
+    x = features(900, size)
+    moments = Moments(size, x.mean(0))
+    for part in x.split([800, 1, 99]):
+        moments.add(part)
+    assert torch.allclose(moments.gaussian().covariance, torch.cov(x.T), rtol=1e-10, atol=1e-12)
+
+
+def test_moments_over_foreign_sums_change_them_in_place() -> None:
+    count, total, outer = torch.zeros((), dtype=torch.int64), torch.zeros(6).double(), torch.zeros(6, 6).double()
+    Moments.of(count, total, outer, torch.zeros(6).double()).add(features(9))
+    assert int(count) == 9 and torch.allclose(total, features(9).sum(0)) and outer.abs().sum() > 0
+
+
+def test_few_samples_are_named_with_their_bias() -> None:
+    few, enough = gaussian(features(6)), gaussian(features(7))
+    assert "6 samples of 6 features" in too_few_samples(few) and "about c / N" in too_few_samples(few)
+    assert too_few_samples(enough) == "" and too_few_samples(Gaussian(few.mean, few.covariance, None)) == ""
+    for pair in ((few, enough), (enough, few)):
+        with pytest.warns(UserWarning, match="6 samples of 6 features"):
+            frechet_distance(*pair)
+    FrechetReference(enough).distance_of_any(enough)

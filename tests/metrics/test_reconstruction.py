@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.functional.image import peak_signal_noise_ratio as torchmetrics_psnr
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from lightning_gen.data.transforms import uint8_to_signed
 from lightning_gen.metrics.reconstruction import (
     EIGHT_BIT_PSNR,
     PeakSignalToNoise,
@@ -22,6 +23,12 @@ from lightning_gen.metrics.reconstruction import (
     psnr_per_image,
     ssim_per_image,
 )
+from lightning_gen.metrics.reconstruction_variants import (
+    MuseStructuralSimilarity,
+    PooledPeakSignalToNoise,
+    muse_ssim_per_image,
+)
+from lightning_gen.metrics.ssim import structural_similarity
 from tests.harness.processes import two_processes
 
 SIZES = [(3, 20, 31), (3, 12, 12), (3, 7, 40), (3, 2, 5), (3, 33, 16)]
@@ -225,10 +232,14 @@ def test_unequal_images_are_refused(function: Callable[..., Tensor]) -> None:
 
 # ------------------------------------------------------------------ metrics
 
-METRICS = [(PeakSignalToNoise, psnr_per_image), (StructuralSimilarity, ssim_per_image)]
+METRICS = [
+    (PeakSignalToNoise, psnr_per_image),
+    (StructuralSimilarity, ssim_per_image),
+    (MuseStructuralSimilarity, muse_ssim_per_image),
+]
 
 
-@pytest.fixture(params=METRICS, ids=["psnr", "ssim"])
+@pytest.fixture(params=METRICS, ids=["psnr", "ssim", "muse_ssim"])
 def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
@@ -380,3 +391,79 @@ def test_both_together() -> None:
     assert float(out["psnr"]) < float(psnr_per_image(ys, xs)[valid].mean())
     quality.reset()
     assert quality.psnr.num_images == quality.ssim.num_images == 0
+
+
+# ------------------------------------------------------------------ other definitions, by their names
+
+
+def test_originals_are_cut_off_and_reconstructions_rounded() -> None:
+    level = 2 / 255
+    x = torch.full((1, 3, 16, 16), -1 + 100 * level, dtype=torch.float64)
+    for above in (0.0, 0.3, 0.7, 0.99):  # of the original
+        stored, original = x + 0.4 * level, x + above * level
+        assert float(psnr_per_image(stored, original, math.inf, quantise="truncate_originals")) == math.inf
+    original = x + 0.7 * level
+    assert float(psnr_per_image(x, original, quantise=True)) == pytest.approx(20 * math.log10(255), rel=1e-9)
+    cut = psnr_per_image(original, x, quantise="truncate_originals")  # the sides are not alike
+    assert float(cut) == pytest.approx(20 * math.log10(255), rel=1e-9)
+    for metric in (PeakSignalToNoise(quantise="truncate_originals"), StructuralSimilarity("truncate_originals")):
+        perfect = EIGHT_BIT_PSNR if isinstance(metric, PeakSignalToNoise) else 1.0
+        assert float(metric.per_image(x, original)) == pytest.approx(perfect, abs=1e-12)
+
+
+def test_stored_levels_are_never_cut_off() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    stored = uint8_to_signed(levels)
+    exact = levels.double() * (2 / 255) - 1
+    for quantise in (True, "truncate_originals"):
+        assert float(psnr_per_image(exact, stored, math.inf, quantise)) > 200  # type: ignore[arg-type]
+
+
+def test_another_rule_of_rounding_is_refused() -> None:
+    with pytest.raises(ValueError, match="quantise must be False, True or 'truncate_originals', got 'floor'"):
+        psnr_per_image(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), quantise="floor")  # type: ignore[arg-type]
+
+
+def test_ssim_of_muse_has_the_constants_of_twice_the_range() -> None:
+    y, x = pair(2, 3, 20, 24, noise=0.5)
+    expected = structural_similarity_index_measure(
+        (y + 1) / 2, (x + 1) / 2, data_range=2.0, reduction="none", return_full_image=True
+    )[1][..., 5:-5, 5:-5].mean((1, 2, 3))
+    torch.testing.assert_close(muse_ssim_per_image(y, x), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(muse_ssim_per_image(list(y), list(x)), expected, rtol=0, atol=1e-12)
+
+
+def test_ssim_of_muse_is_inflated() -> None:
+    """Flat pictures with faint noise, where the constants matter."""
+    x = torch.full((4, 3, 32, 32), 0.2, dtype=torch.float64)
+    y = x + 0.1 * images(4, 3, 32, 32, seed=3)
+    correct, muse = ssim_per_image(y, x), muse_ssim_per_image(y, x)
+    assert (muse > correct + 0.02).all()
+    in_unit_range = structural_similarity((y + 1) / 2, (x + 1) / 2, data_range=1.0)
+    assert ((correct - in_unit_range).abs() < 0.3 * (muse - in_unit_range)).all()
+
+
+def test_pooled_psnr_is_that_of_the_mean_error() -> None:
+    target = torch.zeros(2, 3, 8, 8)
+    prediction = target + torch.tensor([0.1, 0.4])[:, None, None, None]
+    metric = PooledPeakSignalToNoise()
+    metric.update(prediction[:1], target[:1])
+    metric.update(prediction[1:], target[1:])
+    pooled = 10 * math.log10(4 / ((0.01 + 0.16) / 2))
+    assert float(metric.compute()) == pytest.approx(pooled, rel=1e-6)
+    assert float(metric.compute()) < float(psnr_per_image(prediction, target).mean()) - 1
+    assert float(torchmetrics_psnr(prediction, target, data_range=2.0)) == pytest.approx(pooled, rel=1e-6)
+
+
+def test_pooled_psnr_is_capped_and_merges() -> None:
+    x = images(2, 3, 16, 16)
+    whole, first, second = (PooledPeakSignalToNoise() for _ in range(3))
+    whole.update(x, x)
+    assert float(whole.compute()) == EIGHT_BIT_PSNR
+    ys, xs = pairs()
+    whole.reset()
+    whole.update(ys, xs)
+    first.update(ys[:2], xs[:2])
+    second.update(ys[2:], xs[2:])
+    first.merge_state(second)
+    torch.testing.assert_close(first.compute(), whole.compute(), rtol=1e-13, atol=0)

@@ -1,0 +1,238 @@
+"""Text-conditional flow matching: prompts in, pictures out.
+
+t = 0 is clean, t = 1 is noise. Shape letters: B images, L tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_gen.backbones.text import FrozenTextEncoder
+from lightning_gen.data.batches import ImageBatch
+from lightning_gen.flow.schedules import linear_grid, shifted
+from lightning_gen.generators.dit.module import FlowMatching
+from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
+from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSampling
+from lightning_gen.generators.spaces import LatentSpace
+from lightning_gen.interfaces import Conditioning
+from lightning_gen.nn.tokens import Tokens, patchify
+from lightning_gen.training.optim import AdamW, WarmupCosine
+
+__all__ = ["TextLatentDiffusion", "WordTokenizer"]
+
+_OPTIMIZER = AdamW(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+_SCHEDULE = WarmupCosine(warmup_fraction=0.01, final_learning_rate=1e-5, start_learning_rate=0.0)
+
+
+class WordTokenizer(Protocol):
+    """Turns prompts into numbers."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of different numbers, padding (0) included."""
+        ...
+
+    def __call__(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Numbers, int64, (B, T), and their mask, bool, True = a word."""
+        ...
+
+
+class TextLatentDiffusion(FlowMatching):
+    """Text-conditional flow matching; it is a ``TextToImage`` for post-training and guidance.
+
+    Args:
+        space: ``PixelSpace`` or ``AutoencoderSpace``.
+        tokenizer: turns prompts into numbers for an encoder that is trained along.
+        encoder: a frozen text encoder in its place; give one of the two.
+        variant: size by name, ``w160_d6_h5``, ``L``, see ``variants.dit_shape``.
+        text_width: width of the encoder that is trained along.
+        text_depth: its number of blocks.
+        text_heads: its number of heads.
+        canvas: height and width of pictures that are made without an example, in pixels.
+        layer_scale: gamma of every block at the start.
+        rope_theta: base of the rotary frequencies.
+        prediction: what the network's output means.
+        times: at which times it is trained.
+        drop_rate: share of the prompts that are replaced by the empty one.
+        sampling: how pictures are made.
+        optimizer: AdamW with its hyper-parameters.
+        schedule: warm-up and cosine.
+        activation_checkpointing: recompute blocks in the backward pass.
+        compile_blocks: torch.compile every block.
+        seed: seed of the initial weights and of every keyed draw.
+
+    Raises:
+        ValueError: neither or both of ``tokenizer`` and ``encoder``, or a canvas that is not made of whole patches.
+    """
+
+    def __init__(
+        self,
+        space: LatentSpace,
+        tokenizer: WordTokenizer | None = None,
+        encoder: FrozenTextEncoder | None = None,
+        variant: str = "w160_d6_h5",
+        text_width: int = 96,
+        text_depth: int = 2,
+        text_heads: int = 3,
+        canvas: tuple[int, int] = (32, 32),
+        layer_scale: float = 0.1,
+        rope_theta: float = 100.0,
+        prediction: Prediction = "clean",
+        times: TimeSampling = TimeSampling(shift=3.0),  # noqa: B008 (frozen)
+        drop_rate: float = 0.1,
+        sampling: Sampling = Sampling(steps=25, shift=3.0),  # noqa: B008 (frozen)
+        optimizer: AdamW = _OPTIMIZER,
+        schedule: WarmupCosine = _SCHEDULE,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if (tokenizer is None) == (encoder is None):
+            raise ValueError("give either a tokenizer, for a text encoder that is trained along, or a frozen encoder")
+        if canvas[0] % space.patch or canvas[1] % space.patch or min(canvas) < space.patch:
+            raise ValueError(f"a canvas of {canvas[0]} x {canvas[1]} is not made of patches of {space.patch} pixels")
+        with torch.device("meta"):
+            words = None
+            if tokenizer is not None:
+                words = WordEncoder(tokenizer.vocabulary_size, text_width, text_depth, text_heads, layer_scale)
+            width, pooled = (text_width, text_width) if encoder is None else (encoder.width, encoder.pooled_width)
+            network = TextDiT(
+                variant, space.channels, width, pooled, words, layer_scale=layer_scale, rope_theta=rope_theta
+            )
+        super().__init__(
+            space,
+            network,
+            prediction,
+            times,
+            drop_rate,
+            sampling,
+            optimizer,
+            schedule,
+            activation_checkpointing,
+            compile_blocks,
+            seed,
+        )
+        self.tokenizer, self.encoder, self.canvas = tokenizer, encoder, canvas
+        self.save_hyperparameters(
+            {
+                "variant": variant,
+                "channels": space.channels,
+                "patch": space.patch,
+                "text": [width, text_depth, text_heads] if encoder is None else [width],
+                "rope_theta": rope_theta,
+                "prediction": prediction,
+            },
+            logger=False,
+        )
+
+    def condition(self, batch: ImageBatch, dropped: Tensor) -> Conditioning:
+        """Encoded captions, the empty one where they are dropped.
+
+        Args:
+            batch: its captions.
+            dropped: bool, (B,).
+
+        Returns:
+            B encoded prompts.
+        """
+        pairs = zip(batch.caption, dropped.tolist(), strict=True)
+        return self.encode_prompts(["" if gone else caption for caption, gone in pairs])
+
+    # ------------------------------------------------------------------ TextToImage
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Encode prompts.
+
+        Args:
+            prompts: B texts; the empty text is the unconditional prompt.
+
+        Returns:
+            Their conditioning.
+
+        Raises:
+            ValueError: a word that the tokenizer does not know.
+        """
+        if self.tokenizer is None:
+            assert self.encoder is not None
+            encoded: Conditioning = self.encoder(prompts)
+            return encoded
+        words, mask = (part.to(self.device) for part in self.tokenizer(prompts))
+        network: Any = self.network
+        trained: Conditioning = network.encode_words(words, mask)
+        return trained
+
+    def velocity(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predict v = eps - x_0 on the module's canvas.
+
+        Args:
+            x_t: latents at time t, float, (B, L, C), tokens row by row.
+            t: time, float, (B,), 0 = clean, 1 = noise.
+            conditioning: encoded prompts, B of them.
+
+        Returns:
+            (B, L, C).
+        """
+        return self.velocity_of(self._laid_out(x_t), t, conditioning)
+
+    def latents_to_images(self, latents: Tensor) -> Tensor:
+        """Decode clean latents.
+
+        Args:
+            latents: float, (B, L, C).
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+        """
+        return torch.stack(self.space.decode(self._laid_out(latents)))
+
+    def images_to_latents(self, images: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: float, (B, 3, H, W) in [-1, 1], of the canvas's size.
+
+        Returns:
+            Clean latents, (B, L, C).
+        """
+        return self.space.encode_images(images).values
+
+    def times(self, steps: int) -> Tensor:
+        """The sampling grid of the module's own settings.
+
+        Args:
+            steps: number of solver steps, >= 1.
+
+        Returns:
+            (steps + 1,) times falling from 1 to 0.
+        """
+        return shifted(linear_grid(steps, 1.0), self.sampling.shift)
+
+    def _laid_out(self, values: Tensor) -> Tokens:
+        canvas = torch.zeros(len(values), 1, *self.canvas, device=values.device)
+        return patchify(canvas, self.space.patch).with_values(values)
+
+    # ------------------------------------------------------------------ use
+
+    @torch.no_grad()
+    def make(
+        self, prompts: Sequence[str], sampling: Sampling | None = None, seed: int | None = None, first: int = 0
+    ) -> Tensor:
+        """Make a picture for every prompt.
+
+        Args:
+            prompts: B texts.
+            sampling: None = the module's.
+            seed: None = the module's.
+            first: number of the first picture: the noise of picture i depends on (seed, first + i) alone.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+        """
+        index = torch.arange(first, first + len(prompts))
+        condition, nothing = self.encode_prompts(prompts), self.encode_prompts([""] * len(prompts))
+        sizes = [self.canvas] * len(prompts)
+        return torch.stack(self.generate(condition, nothing, sizes, index, sampling, seed))

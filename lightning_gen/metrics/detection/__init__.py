@@ -1,0 +1,1 @@
+"""Detectors of objects and the namer of colours that GenEval needs."""

@@ -1,0 +1,1 @@
+"""Models that judge pictures by a written rubric, and what becomes of their answers."""

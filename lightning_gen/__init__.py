@@ -11,6 +11,7 @@ from ._lazy import attach
 if TYPE_CHECKING:
     from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
     from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
+    from .backbones.text import FrozenTextEncoder as FrozenTextEncoder
     from .backbones.vae import DiffusersVAE as DiffusersVAE
     from .data.edits import EditPairsDataModule as EditPairsDataModule
     from .data.folder import FolderDataModule as FolderDataModule
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from .data.preferences import PickAPicDataModule as PickAPicDataModule
     from .data.preferences import PreferenceDataModule as PreferenceDataModule
     from .data.prompts import PromptDataModule as PromptDataModule
+    from .generators.dit.module import LatentDiffusion as LatentDiffusion
+    from .generators.dit.text_module import TextLatentDiffusion as TextLatentDiffusion
+    from .generators.spaces import AutoencoderSpace as AutoencoderSpace
+    from .generators.spaces import PixelSpace as PixelSpace
+    from .metrics.extractors import CLIPImageExtractor as CLIPImageExtractor
+    from .metrics.extractors import DINOv2Extractor as DINOv2Extractor
+    from .metrics.extractors import DINOv3Extractor as DINOv3Extractor
+    from .metrics.extractors import FIDInceptionV3 as FIDInceptionV3
+    from .shapes.detector import ShapesDetector as ShapesDetector
+    from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
+    from .shapes.module import ShapesDataModule as ShapesDataModule
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
     from .training.callbacks.sample_grid import SampleGrid as SampleGrid
     from .training.callbacks.throughput import Throughput as Throughput
@@ -34,25 +46,37 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 COMPONENTS: Final[dict[str, str]] = {
+    "AutoencoderSpace": "lightning_gen.generators.spaces",
     "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
+    "CLIPImageExtractor": "lightning_gen.metrics.extractors",
+    "DINOv2Extractor": "lightning_gen.metrics.extractors",
+    "DINOv3Extractor": "lightning_gen.metrics.extractors",
     "DiffusersVAE": "lightning_gen.backbones.vae",
     "EMA": "lightning_gen.training.ema",
     "EditPairsDataModule": "lightning_gen.data.edits",
+    "FIDInceptionV3": "lightning_gen.metrics.extractors",
     "FSDP2Strategy": "lightning_gen.training.strategies",
     "FolderDataModule": "lightning_gen.data.folder",
+    "FrozenTextEncoder": "lightning_gen.backbones.text",
     "HPDv3DataModule": "lightning_gen.data.preferences",
     "ImageDataModule": "lightning_gen.data.images",
     "ImageFolderDataModule": "lightning_gen.data.image_folder",
     "ImageNetDataModule": "lightning_gen.data.imagenet",
     "LatentDataModule": "lightning_gen.data.latents.module",
+    "LatentDiffusion": "lightning_gen.generators.dit.module",
     "MixtureDataModule": "lightning_gen.data.images",
     "PickAPicDataModule": "lightning_gen.data.preferences",
+    "PixelSpace": "lightning_gen.generators.spaces",
     "PreferenceDataModule": "lightning_gen.data.preferences",
     "PromptDataModule": "lightning_gen.data.prompts",
     "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
     "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
+    "ShapesDetector": "lightning_gen.shapes.detector",
+    "ShapesTokenizer": "lightning_gen.shapes.tokenizer",
     "ShardDataModule": "lightning_gen.data.modules",
+    "ShapesDataModule": "lightning_gen.shapes.module",
     "TextImageDataModule": "lightning_gen.data.images",
+    "TextLatentDiffusion": "lightning_gen.generators.dit.text_module",
     "Throughput": "lightning_gen.training.callbacks.throughput",
     "ViTokV2": "lightning_gen.autoencoders.vitok_v2.module",
 }

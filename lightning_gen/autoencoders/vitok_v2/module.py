@@ -5,15 +5,15 @@ Shape letters: B rows, L tokens, I images, c latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchmetrics import MetricCollection
 
+from lightning_gen.autoencoders.reconstruction_metrics import ReconstructionMetrics
 from lightning_gen.autoencoders.reconstructions import Reconstructions, ReconstructionWriter
 from lightning_gen.autoencoders.vitok_v2.bottleneck import BottleneckName
 from lightning_gen.autoencoders.vitok_v2.codec import Building, ViTokV2Codec
@@ -33,7 +33,7 @@ from lightning_gen.autoencoders.vitok_v2.variants import Variant
 from lightning_gen.backbones.vision import Backend, DINOv3Encoder, Size, dinov3_parameters, weight_need
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.interfaces import Pictures
-from lightning_gen.metrics.reconstruction import PeakSignalToNoise, StructuralSimilarity
+from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
@@ -89,6 +89,8 @@ class ViTokV2(ViTokV2Codec):
         init_from: start from these weights (published name, hub id, folder, checkpoint file or sharded checkpoint
             folder); tensors whose name or shape does not fit are reported and left at their start. Another thing than
             ``ckpt_path``, which resumes a run.
+        extractors: networks for rFID and rFDD in validation and test: ``FIDInceptionV3``, ``DINOv3Extractor``, any
+            ``FeatureExtractor``. Each sees every picture twice, the original and its reconstruction.
         seed: seed of the initial weights and of every keyed draw.
 
     Raises:
@@ -126,6 +128,7 @@ class ViTokV2(ViTokV2Codec):
         compile_blocks: bool = False,
         float8: bool = False,
         init_from: str | None = None,
+        extractors: Sequence[FeatureExtractor] = (),
         seed: int = 0,
     ) -> None:
         _require_sense(drop_path, charbonnier_eps, (charbonnier_weight, ssim_weight, dino_weight), dino_chunk)
@@ -141,8 +144,8 @@ class ViTokV2(ViTokV2Codec):
         self.optimizer, self.schedule = optimizer, schedule
         self.seed = seed
         self.dino: DINOv3Encoder | None = None
-        metrics = MetricCollection({"psnr": PeakSignalToNoise(), "ssim": StructuralSimilarity()}, prefix="val/")
-        self.val_metrics, self.test_metrics = metrics, metrics.clone(prefix="test/")
+        self.val_metrics = ReconstructionMetrics("val/", extractors)
+        self.test_metrics = ReconstructionMetrics("test/", extractors)
 
     # ------------------------------------------------------------------ building
 
@@ -280,7 +283,7 @@ class ViTokV2(ViTokV2Codec):
     # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """PSNR and SSIM of every valid image of the batch.
+        """PSNR and SSIM of every valid image of the batch, and features for the distances.
 
         Args:
             batch: images as unpacked tokens.
@@ -288,8 +291,12 @@ class ViTokV2(ViTokV2Codec):
         """
         self._evaluate(batch, self.val_metrics)
 
+    def on_validation_epoch_end(self) -> None:
+        """Distances over the whole set."""
+        self.val_metrics.log_distances(self)
+
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """PSNR and SSIM of every valid image of the batch.
+        """PSNR and SSIM of every valid image of the batch, and features for the distances.
 
         Args:
             batch: images as unpacked tokens.
@@ -297,11 +304,15 @@ class ViTokV2(ViTokV2Codec):
         """
         self._evaluate(batch, self.test_metrics)
 
-    def _evaluate(self, batch: ImageBatch, metrics: MetricCollection) -> None:
+    def on_test_epoch_end(self) -> None:
+        """Distances over the whole set."""
+        self.test_metrics.log_distances(self)
+
+    def _evaluate(self, batch: ImageBatch, metrics: ReconstructionMetrics) -> None:
         pixels = self.arrange(batch.images)
         decoded = self.network(pixels, window_radius=self.window_radius).pixels
-        metrics.update(unpatchify(decoded), unpatchify(pixels), batch.valid)
-        self.log_dict(metrics, prog_bar=True, batch_size=len(batch))
+        metrics.update(unpatchify(decoded), unpatchify(pixels), batch.valid, batch.index)
+        metrics.log(self, len(batch))
 
     @torch.no_grad()
     def pictures(self, batch: ImageBatch) -> list[Pictures]:

@@ -270,7 +270,7 @@ def test_the_window_counts_in_validation_not_in_training(tmp_path: Path) -> None
         model.log_dict = lambda *_, **__: None
         loss = terms(model, given)["returned"]
         model.validation_step(given, 0)
-        found[radius] = (loss, float(model.val_metrics["psnr"].compute()))
+        found[radius] = (loss, float(model.val_metrics.pixels["psnr"].compute()))
     assert found[None][0] == found[0][0] and found[None][1] != found[0][1]
 
 

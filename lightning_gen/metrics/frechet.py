@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["FrechetReference", "Gaussian", "Moments", "frechet_distance", "too_few_samples"]
 
 _COLUMNS: Final = 256
-"""Columns per block of the outer product: wide enough for the matrix product to be fast, narrow enough to skip half."""
+"""Columns per block of a product whose half is not needed: wide enough to be fast, narrow enough to skip that half."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,11 +241,25 @@ class FrechetReference:
             raise ValueError(
                 f"{other.mean.shape[0]} features against a reference of {first.mean.shape[0]}: another extractor?"
             )
-        cross = self.factor.T @ other.covariance @ self.factor
         # Only the lower triangle is read, so that rounding cannot make it unsymmetric.
-        roots = torch.linalg.eigvalsh(cross).clamp(min=0).sqrt()
+        roots = torch.linalg.eigvalsh(_lower_congruence(self.factor, other.covariance)).clamp(min=0).sqrt()
         traces = first.covariance.trace() + other.covariance.trace()
         return float((first.mean - other.mean).square().sum() + traces - 2 * roots.sum())
+
+
+def _lower_congruence(factor: Tensor, covariance: Tensor) -> Tensor:
+    """The lower triangle of A^T S A; where A is triangular, in blocks without its zeros: a third of the work."""
+    size = factor.shape[0]
+    if size <= _COLUMNS or factor[: size // 2, size // 2 :].any():
+        return factor.T @ covariance @ factor
+    result = torch.zeros_like(covariance)
+    for column in range(0, size, _COLUMNS):
+        columns = slice(column, column + _COLUMNS)
+        product = covariance[column:, column:] @ factor[column:, columns]
+        for row in range(column, size, _COLUMNS):
+            rows = slice(row, row + _COLUMNS)
+            result[rows, columns] = factor[row:, rows].T @ product[row - column :]
+    return result
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:

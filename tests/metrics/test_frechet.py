@@ -146,3 +146,15 @@ def test_few_samples_are_named_with_their_bias() -> None:
         with pytest.warns(UserWarning, match="6 samples of 6 features"):
             frechet_distance(*pair)
     FrechetReference(enough).distance_of_any(enough)
+
+
+def test_blocks_without_zeros_give_the_same_distance() -> None:
+    generator = torch.Generator().manual_seed(3)
+    sets = [torch.randn(900, 600, dtype=torch.float64, generator=generator) for _ in range(2)]
+    first, second = (Gaussian(x.mean(0), torch.cov(x.T), len(x)) for x in sets)
+    reference = FrechetReference(first)
+    cross = reference.factor.T @ second.covariance @ reference.factor
+    roots = torch.linalg.eigvalsh(cross).sqrt().sum()
+    traces = first.covariance.trace() + second.covariance.trace()
+    expected = float((first.mean - second.mean).square().sum() + traces - 2 * roots)
+    assert reference.distance(second) == pytest.approx(expected, rel=1e-12)

@@ -9,13 +9,14 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
+from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.flow.guidance import guided
 from lightning_gen.flow.solvers import Velocity
 from lightning_gen.generators.dit.network import DiT
@@ -25,6 +26,8 @@ from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSamp
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.spaces import LatentSpace
 from lightning_gen.interfaces import Pictures
+from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
+from lightning_gen.metrics.features import ImageGenerationMetrics
 from lightning_gen.nn.tokens import Tokens
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
@@ -56,6 +59,7 @@ class FlowMatching(pl.LightningModule):
         schedule: warm-up and cosine.
         activation_checkpointing: recompute blocks in the backward pass.
         compile_blocks: torch.compile every block.
+        extractors: networks for gFID in validation; for each, a picture is made for every validation picture.
         seed: seed of the initial weights and of every keyed draw.
 
     Raises:
@@ -76,6 +80,7 @@ class FlowMatching(pl.LightningModule):
         schedule: WarmupCosine,
         activation_checkpointing: bool,
         compile_blocks: bool,
+        extractors: Sequence[FeatureExtractor],
         seed: int,
     ) -> None:
         super().__init__()
@@ -84,6 +89,7 @@ class FlowMatching(pl.LightningModule):
         self.space, self.network, self.prediction, self.times_drawn = space, network, prediction, times
         self.drop_rate, self.sampling, self.optimizer, self.schedule = drop_rate, sampling, optimizer, schedule
         self.activation_checkpointing, self.compile_blocks, self.seed = activation_checkpointing, compile_blocks, seed
+        self._distances = nn.ModuleList(ImageGenerationMetrics(one, metrics=("gfid",)) for one in extractors)
 
     @abstractmethod
     def condition(self, batch: ImageBatch, dropped: Tensor) -> Any:
@@ -150,6 +156,24 @@ class FlowMatching(pl.LightningModule):
             batch_idx: not used.
         """
         self.log("val/loss", self._loss(batch, "validation", 0.0), prog_bar=True, batch_size=len(batch))
+        if len(self._distances):
+            real, made = ([signed_to_uint8(image) for image in row.images] for row in self.pictures(batch))
+            for metric in self.distances:
+                metric.update(real, True, batch.valid, batch.index)
+                metric.update(made, False, batch.valid, batch.index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Distances over the whole set, named by their protocol ids."""
+        for metric in self.distances:
+            # The two batches of the sanity check say nothing about a distance.
+            if not self.trainer.sanity_checking:
+                self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
+            metric.reset()
+
+    @property
+    def distances(self) -> list[ImageGenerationMetrics]:
+        """One per extractor."""
+        return cast(list[ImageGenerationMetrics], list(self._distances))
 
     def _loss(self, batch: ImageBatch, purpose: str, drop_rate: float) -> Tensor:
         latents = self.space.encode(batch)
@@ -309,6 +333,7 @@ class LatentDiffusion(FlowMatching):
         schedule: warm-up and cosine.
         activation_checkpointing: recompute blocks in the backward pass.
         compile_blocks: torch.compile every block.
+        extractors: networks for gFID in validation, see ``FlowMatching``.
         seed: seed of the initial weights and of every keyed draw.
 
     Source: arXiv:2605.05331 (generator).
@@ -330,6 +355,7 @@ class LatentDiffusion(FlowMatching):
         schedule: WarmupCosine = _SCHEDULE,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        extractors: Sequence[FeatureExtractor] = (),
         seed: int = 0,
     ) -> None:
         with torch.device("meta"):
@@ -352,6 +378,7 @@ class LatentDiffusion(FlowMatching):
             schedule,
             activation_checkpointing,
             compile_blocks,
+            extractors,
             seed,
         )
         self.num_classes = num_classes

@@ -5,7 +5,7 @@ t = 0 is clean, t = 1 is noise. Shape letters: B images, L tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +17,13 @@ from lightning_gen.flow.schedules import linear_grid, shifted
 from lightning_gen.generators.dit.module import FlowMatching
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSampling
+from lightning_gen.generators.dit.variants import dit_shape
+from lightning_gen.generators.geneval_validation import GenEvalValidation
 from lightning_gen.generators.spaces import LatentSpace
 from lightning_gen.interfaces import Conditioning
+from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.nn.tokens import Tokens, patchify
+from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
 
 __all__ = ["TextLatentDiffusion", "WordTokenizer"]
@@ -53,6 +57,8 @@ class TextLatentDiffusion(FlowMatching):
         text_depth: its number of blocks.
         text_heads: its number of heads.
         canvas: height and width of pictures that are made without an example, in pixels.
+        geneval: scores the model in every validation.
+        extractors: networks for gFID in validation, see ``FlowMatching``.
         layer_scale: gamma of every block at the start.
         rope_theta: base of the rotary frequencies.
         prediction: what the network's output means.
@@ -79,6 +85,8 @@ class TextLatentDiffusion(FlowMatching):
         text_depth: int = 2,
         text_heads: int = 3,
         canvas: tuple[int, int] = (32, 32),
+        geneval: GenEvalValidation | None = None,
+        extractors: Sequence[FeatureExtractor] = (),
         layer_scale: float = 0.1,
         rope_theta: float = 100.0,
         prediction: Prediction = "clean",
@@ -114,9 +122,10 @@ class TextLatentDiffusion(FlowMatching):
             schedule,
             activation_checkpointing,
             compile_blocks,
+            extractors,
             seed,
         )
-        self.tokenizer, self.encoder, self.canvas = tokenizer, encoder, canvas
+        self.tokenizer, self.encoder, self.canvas, self.geneval = tokenizer, encoder, canvas, geneval
         self.save_hyperparameters(
             {
                 "variant": variant,
@@ -128,6 +137,29 @@ class TextLatentDiffusion(FlowMatching):
             },
             logger=False,
         )
+
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> ModelNeeds:
+        """What a run with these arguments needs; nothing is built.
+
+        Args:
+            init_args: constructor arguments, as parsed from a config.
+
+        Returns:
+            Parameters of the blocks, which are nearly all.
+        """
+        shape, text = dit_shape(init_args.get("variant", "w160_d6_h5")), int(init_args.get("text_width", 96))
+        block = shape.block_parameters + 2 * shape.width * text
+        return ModelNeeds(trainable=shape.depth * block, largest_block=block)
+
+    def configure_model(self) -> None:
+        """Shard, materialise and fill the network; does nothing the second time."""
+        super().configure_model()
+        if self.device_mesh is not None:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            # Prompts enter the network by this door; FSDP gathers weights only at doors that it knows.
+            register_fsdp_forward_method(self.network, "encode_words")
 
     def condition(self, batch: ImageBatch, dropped: Tensor) -> Conditioning:
         """Encoded captions, the empty one where they are dropped.
@@ -141,6 +173,13 @@ class TextLatentDiffusion(FlowMatching):
         """
         pairs = zip(batch.caption, dropped.tolist(), strict=True)
         return self.encode_prompts(["" if gone else caption for caption, gone in pairs])
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores over the whole set, and of GenEval's prompts."""
+        super().on_validation_epoch_end()
+        if self.geneval is not None and not self.trainer.sanity_checking:
+            found = self.geneval.run(self.make, self.trainer.global_rank, self.trainer.world_size)
+            self.log_dict({f"val/geneval_{name}": value for name, value in found.items()})
 
     # ------------------------------------------------------------------ TextToImage
 
@@ -219,20 +258,24 @@ class TextLatentDiffusion(FlowMatching):
 
     @torch.no_grad()
     def make(
-        self, prompts: Sequence[str], sampling: Sampling | None = None, seed: int | None = None, first: int = 0
+        self,
+        prompts: Sequence[str],
+        index: Tensor | None = None,
+        sampling: Sampling | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """Make a picture for every prompt.
 
         Args:
             prompts: B texts.
+            index: int64, (B,), numbers of the pictures, which decide their noise; None = 0, 1, ...
             sampling: None = the module's.
             seed: None = the module's.
-            first: number of the first picture: the noise of picture i depends on (seed, first + i) alone.
 
         Returns:
             (B, 3, H, W) in [-1, 1].
         """
-        index = torch.arange(first, first + len(prompts))
+        index = torch.arange(len(prompts)) if index is None else index
         condition, nothing = self.encode_prompts(prompts), self.encode_prompts([""] * len(prompts))
         sizes = [self.canvas] * len(prompts)
         return torch.stack(self.generate(condition, nothing, sizes, index, sampling, seed))

@@ -1,4 +1,4 @@
-"""Text-conditional diffusion transformer: the tokens of an image and of a prompt in one sequence.
+"""Text-conditional diffusion transformer: image tokens attend to the image and to the prompt at once.
 
 Times run from t = 0 (clean) to t = 1 (noise).
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.generators.dit.layers import DiTBlock, TimeEmbedding, VelocityHead
+from lightning_gen.generators.dit.layers import ModulationTable, TimeEmbedding, VelocityHead, modulate
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.interfaces import Conditioning
-from lightning_gen.nn.attention import PaddedAttention
-from lightning_gen.nn.blocks import ParallelBlock, swiglu_hidden
-from lightning_gen.nn.norms import RMSNorm
-from lightning_gen.nn.rope import rotary_2d
+from lightning_gen.nn.attention import Attention, AttentionPlan, PaddedAttention
+from lightning_gen.nn.blocks import ParallelBlock, SwiGLU, swiglu_hidden
+from lightning_gen.nn.norms import LayerScale, RMSNorm
+from lightning_gen.nn.rope import Rotary, rotary_2d
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["TextDiT", "WordEncoder"]
+__all__ = ["TextDiT", "TextDiTBlock", "WordEncoder"]
 
 
 class WordEncoder(nn.Module):
@@ -71,13 +71,61 @@ class WordEncoder(nn.Module):
         return Conditioning(x, mask, (x * weight).sum(1) / weight.sum(1))
 
 
+class TextDiTBlock(nn.Module):
+    """A block of the DiT whose image tokens attend to the image and to the prompt in one softmax.
+
+    u = (1 + scale) LN(x) + shift;  k, v = [k(u), k_text(y)], [v(u), v_text(y)]
+    x <- x + gamma (gate_attn W_out attention(q(u), k, v) + gate_mlp SwiGLU(u))
+
+    The prompt's states y are those of the encoder in every block: they do not change with time, and only their keys and
+    values are computed here.
+
+    Args:
+        width: W.
+        heads: number of heads.
+        hidden: hidden width of the feed-forward part.
+        text_width: E.
+        layer_scale: gamma at the start.
+
+    Source: arXiv:2605.05331 (block); attention over both kinds of tokens at once after arXiv:2403.03206. deviates: the
+    prompt is not changed by the image.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, text_width: int, layer_scale: float) -> None:
+        super().__init__()
+        self.table = ModulationTable(width)
+        self.attn = Attention(width, heads)
+        self.text_proj = nn.Linear(text_width, 2 * width, bias=False)
+        self.norm_text = RMSNorm(width // heads)
+        self.ffn = SwiGLU(width, hidden)
+        self.layer_scale = LayerScale(width, layer_scale)
+
+    def forward(self, x: Tensor, text: Tensor, shared: Tensor, rotary: Rotary, attend: AttentionPlan) -> Tensor:
+        """One residual step.
+
+        Args:
+            x: states of the image, (B, L, W).
+            text: states of the prompt, (B, T, E).
+            shared: modulation of every image, (B, 4 W).
+            rotary: angles of the image's tokens.
+            attend: masks the L + T keys.
+
+        Returns:
+            (B, L, W).
+        """
+        shift, scale, gate_attn, gate_mlp = (part[:, None] for part in self.table(shared))
+        u = modulate(x, shift, scale)
+        q, k, v = self.attn.project(u, rotary)
+        text_k, text_v = self.text_proj(text).view(*text.shape[:2], 2, self.attn.heads, -1).unbind(2)
+        mixed = attend(q, torch.cat([k, self.norm_text(text_k)], 1), torch.cat([v, text_v], 1))
+        branch: Tensor = self.layer_scale(gate_attn * self.attn.out_proj(mixed.flatten(2)) + gate_mlp * self.ffn(u))
+        return x + branch
+
+
 class TextDiT(nn.Module):
-    """Diffusion transformer whose blocks see the prompt's tokens beside the image's.
+    """Diffusion transformer whose image tokens see the prompt's tokens beside their own.
 
-    [x, y] <- blocks([in(x_t), text(y)]);  every block is modulated by time + mean of the text, as the class-conditional
-    DiT is by time + class
-
-    Text stands in a line of its own above the image: its tokens have row -1 and their number as the column.
+    Every block is modulated by time + mean of the prompt, as the class-conditional DiT is by time + class.
 
     Args:
         variant: size by name, see ``variants.dit_shape``.
@@ -92,8 +140,7 @@ class TextDiT(nn.Module):
     Raises:
         ValueError: an unknown variant.
 
-    Source: arXiv:2605.05331 (blocks); joint attention after arXiv:2403.03206, with one set of weights for both kinds
-    of tokens.
+    Source: arXiv:2605.05331 (generator), with a prompt in place of the class.
     """
 
     def __init__(
@@ -113,12 +160,11 @@ class TextDiT(nn.Module):
         width = shape.width
         self.text_encoder = text_encoder
         self.in_proj = nn.Linear(channels, width)
-        self.text_proj = nn.Linear(text_width, width)
         self.pooled_proj = nn.Linear(pooled_width, width)
         self.time_embedding = TimeEmbedding(width)
         self.modulation = nn.Linear(width, 4 * width, bias=False)
         self.dit_blocks = nn.ModuleList(
-            DiTBlock(width, shape.heads, shape.hidden, layer_scale) for _ in range(shape.depth)
+            TextDiTBlock(width, shape.heads, shape.hidden, text_width, layer_scale) for _ in range(shape.depth)
         )
         self.head = VelocityHead(width, channels)
 
@@ -162,7 +208,7 @@ class TextDiT(nn.Module):
         Raises:
             ValueError: packed tokens, not one time and one prompt per image, or prompts without a pooled vector.
         """
-        count, length = tokens.mask.shape
+        count = tokens.mask.shape[0]
         if tokens.num_images != count or time.shape != (count,) or len(text.mask) != count:
             raise ValueError(
                 f"{tokens.num_images} images in {count} rows, {tuple(time.shape)} times and {len(text.mask)} prompts: "
@@ -171,20 +217,12 @@ class TextDiT(nn.Module):
         if text.pooled is None:
             raise ValueError("these prompts have no pooled vector, which the modulation needs")
         dtype = self.in_proj.weight.dtype
-        states = torch.cat([self.in_proj(tokens.values.to(dtype)), self.text_proj(text.sequence.to(dtype))], 1)
-        mask = torch.cat([tokens.mask, text.mask], 1)
-        place = torch.arange(text.mask.shape[1], device=mask.device).expand(text.mask.shape)
-        rotary = rotary_2d(
-            torch.cat([tokens.row, torch.full_like(place, -1)], 1),
-            torch.cat([tokens.col, place], 1),
-            self.shape.width // self.shape.heads,
-            self.rope_theta,
-            states.dtype,
-        )
+        x = self.in_proj(tokens.values.to(dtype))
+        rotary = rotary_2d(tokens.row, tokens.col, self.shape.width // self.shape.heads, self.rope_theta, x.dtype)
         condition = self.time_embedding(time) + self.pooled_proj(text.pooled.to(dtype))
         shared = self.modulation(F.silu(condition))
-        attend = PaddedAttention(mask)
+        attend = PaddedAttention(torch.cat([tokens.mask, text.mask], 1))
         for block in self.dit_blocks:
-            states = block(states, shared, None, rotary, attend)
-        v: Tensor = self.head(states[:, :length], condition, None)
+            x = block(x, text.sequence.to(dtype), shared, rotary, attend)
+        v: Tensor = self.head(x, condition, None)
         return v

@@ -83,10 +83,11 @@ class TimeSampling:
             float32, (I,), in (0, 1).
         """
         if self.kind == "uniform":
-            times = uniform_times(uniform(seed, purpose, epoch, index, ()))
+            times = uniform_times(uniform(seed, purpose, epoch, index, ()).double())
         else:
-            times = logit_normal_times(normal(seed, purpose, epoch, index, ()), self.mean, self.std)
-        return shifted(times, self.shift)
+            times = logit_normal_times(normal(seed, purpose, epoch, index, ()).double(), self.mean, self.std)
+        # Rounded once at the end: vectorised float32 functions depend on the place in the batch to the last bit.
+        return shifted(times, self.shift).float()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,7 +235,7 @@ def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", action="append", choices=sorted(PARTS), help="only these parts; default: all")
-    options = with_standard_options(parser, "benchmarks/results/metrics.json").parse_args()
+    options = with_standard_options(parser, "benchmarks/results/speed_metrics.json").parse_args()
     torch.set_num_threads(options.threads)
     amounts, repetitions = (QUICK, 1) if options.quick else (FULL, options.repetitions)
     clock = time.process_time if options.threads == 1 else time.perf_counter

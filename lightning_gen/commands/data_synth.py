@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lightning_gen.shapes.synth  # noqa: F401  (adds its kinds to the table)
 from lightning_gen.data.synth.kinds import KINDS
 from lightning_gen.data.synth.layouts import LAYOUTS, write_synthetic
 from lightning_gen.data.synth.options import SynthOptions
@@ -42,7 +43,7 @@ def configure(verbs: Verbs) -> None:
         "synth",
         help="make up a small data set whose truth is known",
         description="Make up a small data set whose truth is known, as shards or in the raw forms that convert reads.",
-        epilog=_EPILOG.format(kinds="\n".join(f"  {name:<13}{kind.summary}" for name, kind in KINDS.items())),
+        epilog=_EPILOG.format(kinds="\n".join(f"  {name:<18}{kind.summary}" for name, kind in KINDS.items())),
         formatter_class=Examples,
     )
     defaults = SynthOptions()

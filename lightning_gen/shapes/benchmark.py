@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lightning_gen.shapes.grammar import Request
 from lightning_gen.shapes.mixture import draw_request
 from lightning_gen.training.randomness import numpy_generator
 
-__all__ = ["COUNTS", "benchmark_prompts", "benchmark_requests"]
+__all__ = ["COUNTS", "ShapesPrompts", "benchmark_prompts", "benchmark_requests"]
 
 COUNTS: Final = {
     "single_object": 80,
@@ -48,3 +49,11 @@ def benchmark_prompts() -> list[dict[str, Any]]:
         553 dictionaries with tag, include, exclude and prompt.
     """
     return [request.metadata() for request in benchmark_requests()]
+
+
+class ShapesPrompts:
+    """The prompts as a configuration names them."""
+
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """All records in GenEval's schema."""
+        return benchmark_prompts()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,43 +18,54 @@ import numpy.typing as npt
 __all__ = ["QUARTERS", "Outline", "coverage", "outline", "stamp"]
 
 Floats = npt.NDArray[np.float32]
+Number = float | Floats
 
 QUARTERS: Final = 4
 """Positions and radii are whole numbers of 1 / QUARTERS pixels, so that every mask is drawn once and then copied."""
 
+_KEPT: Final = 80
+"""Largest radius, in quarters of a pixel, whose masks are kept: 12,800 of them, 80 MB at most."""
+
 _HALF: Final = math.sqrt(0.5)
 
 
-def _polygon(x: Floats, y: Floats, corners: list[tuple[float, float]]) -> Floats:
-    """Signed distance to a polygon: distance to the nearest edge, negative inside (even-odd rule)."""
-    nearest = np.full(x.shape, np.inf, np.float32)
-    inside = np.zeros(x.shape, np.bool_)
-    for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
-        ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
-        along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
-        nearest = np.minimum(nearest, np.hypot(px - along * ex, py - along * ey))
-        crosses = (ay > y) != (by > y)
-        inside ^= crosses & (px < ex * py / (ey if ey else 1.0))
-    return np.where(inside, -nearest, nearest)
+def _segment(x: Floats, y: Floats, ax: Number, ay: Number, bx: Number, by: Number) -> tuple[Floats, Floats]:
+    """Distance to the segment from a to b, and on which side of it a point lies (its sign)."""
+    ex, ey, px, py = bx - ax, by - ay, x - ax, y - ay
+    along = np.clip((px * ex + py * ey) / (ex * ex + ey * ey), 0, 1)
+    return np.hypot(px - along * ex, py - along * ey), px * ey - py * ex
 
 
-def _box(x: Floats, y: Floats, half_width: float, half_height: float) -> Floats:
+def _box(x: Floats, y: Floats, half_width: Number, half_height: Number) -> Floats:
     dx, dy = np.abs(x) - half_width, np.abs(y) - half_height
     outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
     distance: Floats = outside + np.minimum(np.maximum(dx, dy), 0)
     return distance
 
 
-def _star(x: Floats, y: Floats, r: float) -> Floats:
-    angles = [-math.pi / 2 + number * math.pi / 5 for number in range(10)]
-    reach = [r if number % 2 == 0 else 0.42 * r for number in range(10)]
-    return _polygon(x, y, [(d * math.cos(a), d * math.sin(a)) for a, d in zip(angles, reach, strict=True)])
+def _triangle(x: Floats, y: Floats, r: Number) -> Floats:
+    """The left half is the mirror image of the right one."""
+    x = np.abs(x)
+    edge, side = _segment(x, y, 0.0 * r, -r, r, 0.88 * r)
+    bottom, _ = _segment(x, y, 0.0 * r, 0.88 * r, r, 0.88 * r)
+    distance = np.minimum(edge, bottom)
+    return np.where((side < 0) & (y < 0.88 * r), -distance, distance)
 
 
-_DISTANCES: Final[dict[str, Callable[[Floats, Floats, float], Floats]]] = {
+def _star(x: Floats, y: Floats, r: Number) -> Floats:
+    """All ten edges are images of one, between a tip and the notch beside it."""
+    length, fifth = np.hypot(x, y), 2 * math.pi / 5
+    angle = np.arctan2(x, -y)
+    angle = np.abs(angle - fifth * np.round(angle / fifth))
+    notch = 0.42 * math.sin(fifth / 2), 0.42 * math.cos(fifth / 2)
+    edge, side = _segment(length * np.sin(angle), length * np.cos(angle), 0.0 * r, r, notch[0] * r, notch[1] * r)
+    return np.where(side > 0, -edge, edge)
+
+
+_DISTANCES: Final[dict[str, Callable[[Floats, Floats, Number], npt.NDArray[Any]]]] = {
     "circle": lambda x, y, r: np.hypot(x, y) - r,
     "square": lambda x, y, r: _box(x, y, 0.88 * r, 0.88 * r),
-    "triangle": lambda x, y, r: _polygon(x, y, [(0, -r), (r, 0.88 * r), (-r, 0.88 * r)]),
+    "triangle": _triangle,
     "diamond": lambda x, y, r: (np.abs(x) + np.abs(y) - r) * _HALF,
     "cross": lambda x, y, r: np.minimum(_box(x, y, r, 0.34 * r), _box(x, y, 0.34 * r, r)),
     "ring": lambda x, y, r: np.abs(np.hypot(x, y) - 0.73 * r) - 0.27 * r,
@@ -63,14 +74,14 @@ _DISTANCES: Final[dict[str, Callable[[Floats, Floats, float], Floats]]] = {
 }
 
 
-def coverage(kind: str, x: Floats, y: Floats, radius: float) -> Floats:
+def coverage(kind: str, x: Floats, y: Floats, radius: Number) -> Floats:
     """How much of some pixels a figure covers.
 
     Args:
         kind: one of ``KINDS``.
         x: pixel centres seen from the centre of the figure, to the right, any shape.
         y: the same downwards.
-        radius: r in pixels.
+        radius: r in pixels, one number or as many as there are figures.
 
     Returns:
         float32 in [0, 1], same shape.
@@ -79,9 +90,8 @@ def coverage(kind: str, x: Floats, y: Floats, radius: float) -> Floats:
     return covered
 
 
-@functools.lru_cache(maxsize=1 << 14)
 def stamp(kind: str, x: int, y: int, radius: int) -> Floats:
-    """The mask of a figure whose centre lies in the middle pixel; made once, copied ever after.
+    """The mask of a figure whose centre lies in the middle pixel; small ones are made once, copied ever after.
 
     Args:
         kind: one of ``KINDS``.
@@ -92,11 +102,19 @@ def stamp(kind: str, x: int, y: int, radius: int) -> Floats:
     Returns:
         float32, (n, n), read only; n is odd.
     """
+    return _kept_stamp(kind, x, y, radius) if radius <= _KEPT else _new_stamp(kind, x, y, radius)
+
+
+def _new_stamp(kind: str, x: int, y: int, radius: int) -> Floats:
     reach = math.ceil(radius / QUARTERS) + 1
     centres = np.arange(-reach, reach + 1, dtype=np.float32) + 0.5
-    mask = coverage(kind, *np.meshgrid(centres - x / QUARTERS, centres - y / QUARTERS), radius / QUARTERS)
+    across, down = np.meshgrid(centres - x / QUARTERS, centres - y / QUARTERS)
+    mask = coverage(kind, across, down, radius / QUARTERS)
     mask.flags.writeable = False
     return mask
+
+
+_kept_stamp = functools.lru_cache(maxsize=1 << 14)(_new_stamp)
 
 
 class Outline(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALPHABET", "GLYPHS", "LONGEST", "write_word"]
+__all__ = ["ALPHABET", "CELLS", "GLYPHS", "LONGEST", "word_scale", "write_word"]
 
 Pixels = npt.NDArray[np.float32]
 
@@ -49,8 +49,25 @@ GLYPHS: Final = {
 ALPHABET: Final = "".join(GLYPHS)
 """All letters."""
 
+CELLS: Final = (7, 5)
+"""Rows and columns of a glyph; one empty column separates it from the next."""
+
 LONGEST: Final = 5
 """Letters of the longest word: five of them fill 29 of 32 pixels."""
+
+
+def word_scale(letters: int, size: tuple[int, int]) -> int:
+    """Pixels along each side of a cell.
+
+    Args:
+        letters: of the word.
+        size: height and width of the picture.
+
+    Returns:
+        At least 1.
+    """
+    rows, columns = CELLS[0], letters * (CELLS[1] + 1) - 1
+    return max(1, min((size[1] - 2) // columns, (size[0] - 2) // rows // 2))
 
 
 def write_word(pixels: Pixels, word: str, color: tuple[int, int, int]) -> None:
@@ -70,7 +87,7 @@ def write_word(pixels: Pixels, word: str, color: tuple[int, int, int]) -> None:
     columns = [part for letter in word for part in (GLYPHS[letter], gap)][:-1]
     ink = np.concatenate(columns, axis=1)
     height, width, _ = pixels.shape
-    scale = max(1, min((width - 2) // ink.shape[1], (height - 2) // ink.shape[0] // 2))
+    scale = word_scale(len(word), (height, width))
     ink = ink.repeat(scale, 0).repeat(scale, 1)
     top, left = (height - ink.shape[0]) // 2, (width - ink.shape[1]) // 2
     region = pixels[top : top + ink.shape[0], left : left + ink.shape[1]]

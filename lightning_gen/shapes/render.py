@@ -12,9 +12,10 @@ from lightning_gen.shapes.glyphs import write_word
 from lightning_gen.shapes.scene import Scene, SceneObject
 from lightning_gen.shapes.vocabulary import BACKGROUNDS, COLORS
 
-__all__ = ["SMALLEST", "compress", "noisy", "render"]
+__all__ = ["SMALLEST", "compress", "noisy", "render", "render_pixels"]
 
 Pixels = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 SMALLEST = 32
 """Pixels of the smallest picture whose scenes can be told apart."""
@@ -33,6 +34,22 @@ def render(scene: Scene, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: a canvas that is too small, or a word that does not fit on it.
     """
+    return torch.from_numpy(render_pixels(scene, size)).permute(2, 0, 1).contiguous()
+
+
+def render_pixels(scene: Scene, size: tuple[int, int]) -> Bytes:
+    """The same with the colours last, as decoded files have them.
+
+    Args:
+        scene: what to draw.
+        size: height and width in pixels, each at least ``SMALLEST``.
+
+    Returns:
+        uint8, (H, W, 3).
+
+    Raises:
+        ValueError: see :func:`render`.
+    """
     height, width = size
     if min(size) < SMALLEST:
         raise ValueError(f"scenes are drawn on {SMALLEST} x {SMALLEST} pixels or more, got {height} x {width}")
@@ -42,7 +59,7 @@ def render(scene: Scene, size: tuple[int, int]) -> Tensor:
         _paste(pixels, figure)
     if scene.word:
         write_word(pixels, scene.word, COLORS[scene.word_color])
-    return torch.from_numpy((pixels + 0.5).astype(np.uint8)).permute(2, 0, 1).contiguous()
+    return (pixels + 0.5).astype(np.uint8)
 
 
 def noisy(picture: Tensor, generator: np.random.Generator, strength: float = 4.0) -> Tensor:

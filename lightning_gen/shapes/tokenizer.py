@@ -13,7 +13,7 @@ from lightning_gen.shapes.vocabulary import BACKGROUNDS, COLORS, KINDS, NUMBERS,
 
 __all__ = ["MAX_LENGTH", "ShapesTokenizer"]
 
-MAX_LENGTH: Final = 24
+MAX_LENGTH: Final = 15
 """Numbers of the longest prompt of the grammar, rounded up."""
 
 

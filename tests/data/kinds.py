@@ -19,6 +19,7 @@ from lightning_gen.data.planned import PlannedDataModule
 from lightning_gen.data.preferences import HPDv3DataModule, PickAPicDataModule
 from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.data.writing import write_shards
+from lightning_gen.shapes.module import ShapesDataModule
 from tests.data.patch_averages import cached
 from tests.data.samples import encoded, picture, shards
 
@@ -140,6 +141,14 @@ def latents(folder: Path, write: bool = True, **options: Any) -> PlannedDataModu
     return LatentDataModule(str(folder), str(folder), tokens=16, global_batch_size=4, mirror_probability=0.5, **options)
 
 
+def shapes(folder: Path, write: bool = True, **options: Any) -> PlannedDataModule:
+    del folder, write
+    sizes = [(32, 32), (32, 48)]
+    return ShapesDataModule(
+        samples=44, val_samples=11, global_batch_size=4, size=sizes, noise_probability=0.5, **options
+    )
+
+
 KINDS: dict[str, Callable[..., PlannedDataModule]] = {
     "pick_a_pic": pick_a_pic,
     "hpdv3": hpdv3,
@@ -150,6 +159,7 @@ KINDS: dict[str, Callable[..., PlannedDataModule]] = {
     "latents": latents,
     "image_folder": image_folder,
     "prompts": prompts,
+    "shapes": shapes,
 }
 
 

@@ -118,7 +118,7 @@ def test_the_command_line_knows_every_kind(kind: str, tmp_path: Path) -> None:
     assert COMPONENTS[name] == type(made).__module__
     parser = ArgumentParser()
     parser.add_subclass_arguments(PlannedDataModule, "data")
-    shapes = {"PromptDataModule": [], "LatentDataModule": ["--data.tokens=16"]}
+    shapes = {"PromptDataModule": [], "LatentDataModule": ["--data.tokens=16"], "ShapesDataModule": []}
     shape = shapes.get(name, ["--data.resolution=16"])
     train = f"--data.train=[{{shards: {tmp_path / 'a'}, weight: 2, name: x}}]" if kind == "mixture" else ""
     args = [f"--data={type(made).__module__}.{name}", "--data.global_batch_size=6", *shape]

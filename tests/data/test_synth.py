@@ -31,14 +31,14 @@ def pair_of(kind: str, **words: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_options_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_synthetic(kind, tmp_path / name, SynthOptions(count=12, size=24, seed=seed), per_file=5)
+        write_synthetic(kind, tmp_path / name, SynthOptions(count=12, size=32, seed=seed), per_file=5)
     assert content(tmp_path / "a") == content(tmp_path / "b") != content(tmp_path / "c")
     manifest = find_manifest(tmp_path / "a")
     assert [shard.num_samples for shard in manifest.shards] == [5, 5, 2]
     assert verify(manifest, samples=None) == []
     # A longer set begins with a shorter one.
-    longer = dict(KINDS[kind].samples(SynthOptions(count=14, size=24)))
-    shorter = dict(KINDS[kind].samples(SynthOptions(count=12, size=24)))
+    longer = dict(KINDS[kind].samples(SynthOptions(count=14, size=32)))
+    shorter = dict(KINDS[kind].samples(SynthOptions(count=12, size=32)))
     if kind != "edits":
         assert {key: longer[key] for key in shorter} == shorter
 
@@ -102,7 +102,7 @@ def test_classes_are_all_there_and_have_patterns_of_their_own() -> None:
 
 
 def test_the_answer_of_an_edit_can_be_computed_for_any_scene() -> None:
-    samples = list(KINDS["edits"].samples(SynthOptions(count=40, size=24)))
+    samples = list(KINDS["edits"].samples(SynthOptions(count=40, size=32)))
     seen = set()
     for key, fields in samples:
         record = json.loads(fields["json"])

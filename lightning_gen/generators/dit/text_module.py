@@ -5,6 +5,7 @@ t = 0 is clean, t = 1 is noise. Shape letters: B images, L tokens, C channels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -26,10 +27,25 @@ from lightning_gen.nn.tokens import Tokens, patchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
 
-__all__ = ["TextLatentDiffusion", "WordTokenizer"]
+__all__ = ["TextLatentDiffusion", "TextSize", "WordTokenizer"]
 
 _OPTIMIZER = AdamW(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
 _SCHEDULE = WarmupCosine(warmup_fraction=0.01, final_learning_rate=1e-5, start_learning_rate=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSize:
+    """Size of a text encoder that is trained along.
+
+    Attributes:
+        width: of its states.
+        depth: number of blocks.
+        heads: number of heads; width / heads is a multiple of 4.
+    """
+
+    width: int = 96
+    depth: int = 2
+    heads: int = 3
 
 
 class WordTokenizer(Protocol):
@@ -53,9 +69,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: turns prompts into numbers for an encoder that is trained along.
         encoder: a frozen text encoder in its place; give one of the two.
         variant: size by name, ``w160_d6_h5``, ``L``, see ``variants.dit_shape``.
-        text_width: width of the encoder that is trained along.
-        text_depth: its number of blocks.
-        text_heads: its number of heads.
+        text: size of the encoder that is trained along.
         canvas: height and width of pictures that are made without an example, in pixels.
         geneval: scores the model in every validation.
         extractors: networks for gFID in validation, see ``FlowMatching``.
@@ -81,9 +95,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: WordTokenizer | None = None,
         encoder: FrozenTextEncoder | None = None,
         variant: str = "w160_d6_h5",
-        text_width: int = 96,
-        text_depth: int = 2,
-        text_heads: int = 3,
+        text: TextSize = TextSize(),  # noqa: B008 (frozen)
         canvas: tuple[int, int] = (32, 32),
         geneval: GenEvalValidation | None = None,
         extractors: Sequence[FeatureExtractor] = (),
@@ -106,8 +118,8 @@ class TextLatentDiffusion(FlowMatching):
         with torch.device("meta"):
             words = None
             if tokenizer is not None:
-                words = WordEncoder(tokenizer.vocabulary_size, text_width, text_depth, text_heads, layer_scale)
-            width, pooled = (text_width, text_width) if encoder is None else (encoder.width, encoder.pooled_width)
+                words = WordEncoder(tokenizer.vocabulary_size, text.width, text.depth, text.heads, layer_scale)
+            width, pooled = (text.width, text.width) if encoder is None else (encoder.width, encoder.pooled_width)
             network = TextDiT(
                 variant, space.channels, width, pooled, words, layer_scale=layer_scale, rope_theta=rope_theta
             )
@@ -131,7 +143,7 @@ class TextLatentDiffusion(FlowMatching):
                 "variant": variant,
                 "channels": space.channels,
                 "patch": space.patch,
-                "text": [width, text_depth, text_heads] if encoder is None else [width],
+                "text": [width, text.depth, text.heads] if encoder is None else [width],
                 "rope_theta": rope_theta,
                 "prediction": prediction,
             },
@@ -148,7 +160,10 @@ class TextLatentDiffusion(FlowMatching):
         Returns:
             Parameters of the blocks, which are nearly all.
         """
-        shape, text = dit_shape(init_args.get("variant", "w160_d6_h5")), int(init_args.get("text_width", 96))
+        shape, text = (
+            dit_shape(init_args.get("variant", "w160_d6_h5")),
+            int((init_args.get("text") or {}).get("width", 96)),
+        )
         block = shape.block_parameters + 2 * shape.width * text
         return ModelNeeds(trainable=shape.depth * block, largest_block=block)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.generators.dit.module import LatentDiffusion
-from lightning_gen.generators.dit.text_module import TextLatentDiffusion
+from lightning_gen.generators.dit.text_module import TextLatentDiffusion, TextSize
 from lightning_gen.generators.dit.training import Sampling
 from lightning_gen.generators.geneval_validation import GenEvalValidation
 from lightning_gen.generators.spaces import PixelSpace
@@ -39,7 +39,7 @@ def by_class(**settings: Any) -> LatentDiffusion:
 
 
 def by_text(**settings: Any) -> TextLatentDiffusion:
-    given = {"variant": "w24_d2_h2", "text_width": 16, "text_heads": 2, "optimizer": FAST, "sampling": SHORT}
+    given = {"variant": "w24_d2_h2", "text": TextSize(16, 2, 2), "optimizer": FAST, "sampling": SHORT}
     return TextLatentDiffusion(PixelSpace(8), ShapesTokenizer(), **{**given, **settings})
 
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .metrics.extractors import DINOv3Extractor as DINOv3Extractor
     from .metrics.extractors import FIDInceptionV3 as FIDInceptionV3
     from .shapes.detector import ShapesDetector as ShapesDetector
-    from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
     from .shapes.module import ShapesDataModule as ShapesDataModule
+    from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
     from .training.callbacks.sample_grid import SampleGrid as SampleGrid
     from .training.callbacks.throughput import Throughput as Throughput

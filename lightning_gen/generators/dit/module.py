@@ -25,6 +25,7 @@ from lightning_gen.generators.dit.sampler import latent_noise
 from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSampling, as_velocity
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.spaces import LatentSpace
+from lightning_gen.generators.writing import Generated
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.features import ImageGenerationMetrics
@@ -259,7 +260,7 @@ class FlowMatching(pl.LightningModule):
         made = self.generate(self.condition(batch, none), self.condition(batch, ~none), _sizes(latents), batch.index)
         return [Pictures("original", self.space.decode(latents)), Pictures("generated", made)]
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> list[Tensor]:
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Generated | list[Tensor]:
         """Make a picture for every condition of a batch.
 
         Args:

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_gen.backbones.text import FrozenTextEncoder
-from lightning_gen.data.batches import ImageBatch
+from lightning_gen.data.batches import ImageBatch, PromptBatch
 from lightning_gen.flow.schedules import linear_grid, shifted
 from lightning_gen.generators.dit.module import FlowMatching
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
@@ -21,6 +22,7 @@ from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSamp
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.geneval_validation import GenEvalValidation
 from lightning_gen.generators.spaces import LatentSpace
+from lightning_gen.generators.writing import Generated, GeneratedWriter
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.nn.tokens import Tokens, patchify
@@ -71,6 +73,7 @@ class TextLatentDiffusion(FlowMatching):
         variant: size by name, ``w160_d6_h5``, ``L``, see ``variants.dit_shape``.
         text: size of the encoder that is trained along.
         canvas: height and width of pictures that are made without an example, in pixels.
+        pictures_per_prompt: that ``predict`` makes.
         geneval: scores the model in every validation.
         extractors: networks for gFID in validation, see ``FlowMatching``.
         layer_scale: gamma of every block at the start.
@@ -97,6 +100,7 @@ class TextLatentDiffusion(FlowMatching):
         variant: str = "w160_d6_h5",
         text: TextSize = TextSize(),  # noqa: B008 (frozen)
         canvas: tuple[int, int] = (32, 32),
+        pictures_per_prompt: int = 1,
         geneval: GenEvalValidation | None = None,
         extractors: Sequence[FeatureExtractor] = (),
         layer_scale: float = 0.1,
@@ -138,6 +142,7 @@ class TextLatentDiffusion(FlowMatching):
             seed,
         )
         self.tokenizer, self.encoder, self.canvas, self.geneval = tokenizer, encoder, canvas, geneval
+        self.pictures_per_prompt = pictures_per_prompt
         self.save_hyperparameters(
             {
                 "variant": variant,
@@ -270,6 +275,30 @@ class TextLatentDiffusion(FlowMatching):
         return patchify(canvas, self.space.patch).with_values(values)
 
     # ------------------------------------------------------------------ use
+
+    def predict_step(self, batch: ImageBatch | PromptBatch, batch_idx: int) -> Generated | list[Tensor]:
+        """Make pictures for prompts; ``GeneratedWriter`` puts them on disk.
+
+        Args:
+            batch: prompts, or pictures with captions, of which only the sizes are used.
+            batch_idx: not used.
+
+        Returns:
+            ``pictures`` pictures per prompt: picture p of prompt n has the number n pictures + p.
+        """
+        if isinstance(batch, ImageBatch):
+            return super().predict_step(batch, batch_idx)
+        prompts = [prompt for prompt in batch.prompt for _ in range(self.pictures_per_prompt)]
+        first = batch.index[:, None] * self.pictures_per_prompt
+        index = (first + torch.arange(self.pictures_per_prompt, device=first.device)).flatten()
+        images = self.make(prompts, index)
+        return Generated(
+            batch.prompt, batch.metadata, batch.index.tolist(), batch.valid, images, self.pictures_per_prompt
+        )
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """``predict`` writes what it makes."""
+        return [GeneratedWriter()]
 
     @torch.no_grad()
     def make(

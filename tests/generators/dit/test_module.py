@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from PIL import Image
 from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
+from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.generators.dit.module import LatentDiffusion
 from lightning_gen.generators.dit.text_module import TextLatentDiffusion, TextSize
 from lightning_gen.generators.dit.training import Sampling
@@ -174,6 +178,30 @@ def test_validation_scores_prompts_and_distances(tmp_path: Path) -> None:
     assert found["val/geneval_single_object"] == pytest.approx(share) and share > 0
     assert found["val/geneval_counting"] == found["val/geneval_position"] == 0
     assert found["val/gfid@4/colours"] >= 0 and found["val/loss"] > 0
+
+
+def test_prediction_is_a_folder_that_geneval_reads(tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    from lightning_gen.data.prompts import PromptDataModule
+    from lightning_gen.metrics.compositional.geneval_folder import evaluate_geneval
+    from lightning_gen.shapes.benchmark import benchmark_prompts
+
+    records = benchmark_prompts()[::60]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(record) + "\n" for record in records))
+    model = by_text(pictures_per_prompt=2)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.predict(model, PromptDataModule(predict=str(prompts), global_batch_size=4))
+    folder = tmp_path / "predictions"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{number:05d}" for number in range(len(records))]
+    report = evaluate_geneval(
+        folder, Exact(), lambda *given: ["red"] * len(given[1]), classes=KINDS, samples_per_prompt=2
+    )
+    assert len(report.results) == 2 * len(records)
+    again = ready(by_text()).make([records[3]["prompt"]], index=torch.tensor([7]))
+    stored = torch.from_numpy(np.array(Image.open(folder / "00003" / "samples" / "0001.png"))).permute(2, 0, 1)
+    assert int((signed_to_uint8(again[0]).int() - stored.int()).abs().max()) <= 1
 
 
 def test_weights_go_out_and_come_back(tmp_path: Path) -> None:

@@ -191,16 +191,20 @@ class FrechetReference:
     def __init__(self, gaussian: Gaussian) -> None:
         self.gaussian = gaussian
 
-    @functools.cached_property
+    @property
     def factor(self) -> Tensor:
         """A with A A^T = S: by Cholesky, or symmetric where that fails (fewer samples than features)."""
+        return self._factored[0]
+
+    @functools.cached_property
+    def _factored(self) -> tuple[Tensor, bool]:
+        """A, and whether it is lower triangular."""
         covariance = self.gaussian.covariance
-        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(covariance)
-        if failed:
-            values, vectors = torch.linalg.eigh(covariance)
-            factor = vectors * values.clamp(min=0).sqrt()
-        return factor
+        if not failed:
+            return factor, True
+        values, vectors = torch.linalg.eigh(covariance)
+        return vectors * values.clamp(min=0).sqrt(), False
 
     def distance(self, other: Gaussian) -> float:
         """Frechet distance; warns where either side has no more samples than features.
@@ -242,15 +246,15 @@ class FrechetReference:
                 f"{other.mean.shape[0]} features against a reference of {first.mean.shape[0]}: another extractor?"
             )
         # Only the lower triangle is read, so that rounding cannot make it unsymmetric.
-        roots = torch.linalg.eigvalsh(_lower_congruence(self.factor, other.covariance)).clamp(min=0).sqrt()
+        roots = torch.linalg.eigvalsh(_lower_congruence(*self._factored, other.covariance)).clamp(min=0).sqrt()
         traces = first.covariance.trace() + other.covariance.trace()
         return float((first.mean - other.mean).square().sum() + traces - 2 * roots.sum())
 
 
-def _lower_congruence(factor: Tensor, covariance: Tensor) -> Tensor:
+def _lower_congruence(factor: Tensor, triangular: bool, covariance: Tensor) -> Tensor:
     """The lower triangle of A^T S A; where A is triangular, in blocks without its zeros: a third of the work."""
     size = factor.shape[0]
-    if size <= _COLUMNS or factor[: size // 2, size // 2 :].any():
+    if size <= _COLUMNS or not triangular:
         return factor.T @ covariance @ factor
     result = torch.zeros_like(covariance)
     for column in range(0, size, _COLUMNS):

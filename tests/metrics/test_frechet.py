@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,18 @@ def test_blocks_without_zeros_give_the_same_distance() -> None:
     traces = first.covariance.trace() + second.covariance.trace()
     expected = float((first.mean - second.mean).square().sum() + traces - 2 * roots)
     assert reference.distance(second) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [200, 900])
+def test_features_that_never_vary_are_no_triangle(count: int) -> None:
+    # The eigenvectors of such a reference have zeros where a triangular factor has them.
+    generator = torch.Generator().manual_seed(4)
+    varies = (torch.arange(600) >= 300).double()
+    first, second = (
+        Gaussian(x.mean(0), torch.cov(x.T), len(x))
+        for x in (torch.randn(count, 600, dtype=torch.float64, generator=generator) * varies for _ in range(2))
+    )
+    small = [Gaussian(one.mean[300:], one.covariance[300:, 300:], count) for one in (first, second)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert FrechetReference(first).distance(second) == pytest.approx(frechet_distance(*small), rel=1e-6)

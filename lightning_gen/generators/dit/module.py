@@ -22,7 +22,7 @@ from lightning_gen.flow.solvers import Velocity
 from lightning_gen.generators.dit.network import DiT
 from lightning_gen.generators.dit.objective import drop_labels, flow_matching_loss, noised_tokens, token_times
 from lightning_gen.generators.dit.sampler import latent_noise
-from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSampling, as_velocity
+from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling, as_velocity
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.spaces import LatentSpace
 from lightning_gen.generators.writing import Generated
@@ -52,19 +52,10 @@ class FlowMatching(pl.LightningModule):
     Args:
         space: pixels or latents.
         network: on the meta device.
-        prediction: what the network's output means.
-        times: at which times it is trained.
-        drop_rate: share of the images that are trained without their condition, for guidance.
+        learning: what is learned, and how.
+        building: how the network is made ready.
         sampling: how pictures are made in validation and prediction.
-        optimizer: AdamW with its hyper-parameters.
-        schedule: warm-up and cosine.
-        activation_checkpointing: recompute blocks in the backward pass.
-        compile_blocks: torch.compile every block.
         extractors: networks for gFID in validation; for each, a picture is made for every validation picture.
-        seed: seed of the initial weights and of every keyed draw.
-
-    Raises:
-        ValueError: a drop rate outside [0, 1].
     """
 
     network: nn.Module
@@ -73,23 +64,14 @@ class FlowMatching(pl.LightningModule):
         self,
         space: LatentSpace,
         network: nn.Module,
-        prediction: Prediction,
-        times: TimeSampling,
-        drop_rate: float,
+        learning: Learning,
+        building: Building,
         sampling: Sampling,
-        optimizer: AdamW,
-        schedule: WarmupCosine,
-        activation_checkpointing: bool,
-        compile_blocks: bool,
         extractors: Sequence[FeatureExtractor],
-        seed: int,
     ) -> None:
         super().__init__()
-        if not 0 <= drop_rate <= 1:
-            raise ValueError(f"drop_rate is a share in [0, 1], got {drop_rate}")
-        self.space, self.network, self.prediction, self.times_drawn = space, network, prediction, times
-        self.drop_rate, self.sampling, self.optimizer, self.schedule = drop_rate, sampling, optimizer, schedule
-        self.activation_checkpointing, self.compile_blocks, self.seed = activation_checkpointing, compile_blocks, seed
+        self.space, self.network, self.sampling = space, network, sampling
+        self.learning, self.building, self.seed = learning, building, building.seed
         self._distances = nn.ModuleList(ImageGenerationMetrics(one, metrics=("gfid",)) for one in extractors)
 
     @abstractmethod
@@ -116,8 +98,8 @@ class FlowMatching(pl.LightningModule):
             self.network,
             device_mesh=self.device_mesh,
             seed=self.seed,
-            activation_checkpointing=self.activation_checkpointing and fitting,
-            compile_blocks=self.compile_blocks,
+            activation_checkpointing=self.building.activation_checkpointing and fitting,
+            compile_blocks=self.building.compile_blocks,
             compute_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
         )
 
@@ -127,8 +109,8 @@ class FlowMatching(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW under a warm-up cosine, stepped with the optimiser."""
-        optimizer = self.optimizer.build(self.network)
-        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
+        optimizer = self.learning.optimizer.build(self.network)
+        scheduler = self.learning.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ------------------------------------------------------------------ training
@@ -145,7 +127,7 @@ class FlowMatching(pl.LightningModule):
 
         Source: arXiv:2605.05331 (generator), arXiv:2210.02747.
         """
-        loss = self._loss(batch, "train", self.drop_rate)
+        loss = self._loss(batch, "train", self.learning.drop_rate)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -178,7 +160,7 @@ class FlowMatching(pl.LightningModule):
 
     def _loss(self, batch: ImageBatch, purpose: str, drop_rate: float) -> Tensor:
         latents = self.space.encode(batch)
-        time = self.times_drawn.draw(self.seed, f"{purpose} time", batch.epoch, batch.index)
+        time = self.learning.times.draw(self.seed, f"{purpose} time", batch.epoch, batch.index)
         shape = tuple(latents.values.shape[1:])
         eps = normal(self.seed, f"{purpose} noise", batch.epoch, batch.index, shape).to(latents.values.dtype)
         dropped = uniform(self.seed, f"{purpose} drop", batch.epoch, batch.index, ()) < drop_rate
@@ -198,7 +180,7 @@ class FlowMatching(pl.LightningModule):
             v, (B, L, C).
         """
         output: Tensor = self.network(x_t, time, condition)
-        return as_velocity(output, x_t.values, token_times(x_t, time), self.prediction)
+        return as_velocity(output, x_t.values, token_times(x_t, time), self.learning.prediction)
 
     # ------------------------------------------------------------------ sampling
 
@@ -368,20 +350,9 @@ class LatentDiffusion(FlowMatching):
                 rope_theta=rope_theta,
                 swa_radius=swa_radius,
             )
-        super().__init__(
-            space,
-            network,
-            prediction,
-            times,
-            drop_rate,
-            sampling,
-            optimizer,
-            schedule,
-            activation_checkpointing,
-            compile_blocks,
-            extractors,
-            seed,
-        )
+        learning = Learning(prediction, times, drop_rate, optimizer, schedule)
+        building = Building(activation_checkpointing, compile_blocks, seed)
+        super().__init__(space, network, learning, building, sampling, extractors)
         self.num_classes = num_classes
         self.save_hyperparameters(
             {"variant": variant, "num_classes": num_classes, "prediction": prediction, "channels": space.channels},

@@ -18,7 +18,7 @@ from lightning_gen.data.batches import ImageBatch, PromptBatch
 from lightning_gen.flow.schedules import linear_grid, shifted
 from lightning_gen.generators.dit.module import FlowMatching
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
-from lightning_gen.generators.dit.training import Prediction, Sampling, TimeSampling
+from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.geneval_validation import GenEvalValidation
 from lightning_gen.generators.spaces import LatentSpace
@@ -127,20 +127,9 @@ class TextLatentDiffusion(FlowMatching):
             network = TextDiT(
                 variant, space.channels, width, pooled, words, layer_scale=layer_scale, rope_theta=rope_theta
             )
-        super().__init__(
-            space,
-            network,
-            prediction,
-            times,
-            drop_rate,
-            sampling,
-            optimizer,
-            schedule,
-            activation_checkpointing,
-            compile_blocks,
-            extractors,
-            seed,
-        )
+        learning = Learning(prediction, times, drop_rate, optimizer, schedule)
+        building = Building(activation_checkpointing, compile_blocks, seed)
+        super().__init__(space, network, learning, building, sampling, extractors)
         self.tokenizer, self.encoder, self.canvas, self.geneval = tokenizer, encoder, canvas, geneval
         self.pictures_per_prompt = pictures_per_prompt
         self.save_hyperparameters(

@@ -14,9 +14,10 @@ from torch import Tensor
 from lightning_gen.flow.guidance import Guidance
 from lightning_gen.flow.schedules import linear_grid, logit_normal_times, shifted, uniform_times
 from lightning_gen.flow.solvers import SOLVERS, Solver
+from lightning_gen.training.optim import AdamW, WarmupCosine
 from lightning_gen.training.randomness import normal, uniform
 
-__all__ = ["Prediction", "Sampling", "TimeSampling", "as_velocity"]
+__all__ = ["Building", "Learning", "Prediction", "Sampling", "TimeSampling", "as_velocity"]
 
 Prediction = Literal["velocity", "clean"]
 """What the network's numbers mean: eps - x_0, or x_0."""
@@ -133,3 +134,46 @@ class Sampling:
     def solve(self) -> Solver:
         """The solver."""
         return SOLVERS[self.solver]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What a generator learns, and how; arguments of the modules of the same names.
+
+    Attributes:
+        prediction: what the network's output means.
+        times: at which times it is trained.
+        drop_rate: share of the images that are trained without their condition, for guidance.
+        optimizer: AdamW with its hyper-parameters.
+        schedule: warm-up and cosine.
+
+    Raises:
+        ValueError: a drop rate outside [0, 1], or an unknown prediction.
+    """
+
+    prediction: Prediction
+    times: TimeSampling
+    drop_rate: float
+    optimizer: AdamW
+    schedule: WarmupCosine
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_rate <= 1:
+            raise ValueError(f"drop_rate is a share in [0, 1], got {self.drop_rate}")
+        if self.prediction not in ("velocity", "clean"):
+            raise ValueError(f"prediction is velocity or clean, got {self.prediction!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Building:
+    """How a network is made ready; arguments of the modules of the same names.
+
+    Attributes:
+        activation_checkpointing: recompute blocks in the backward pass.
+        compile_blocks: torch.compile every block.
+        seed: seed of the initial weights and of every keyed draw.
+    """
+
+    activation_checkpointing: bool
+    compile_blocks: bool
+    seed: int

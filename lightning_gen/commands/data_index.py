@@ -14,7 +14,7 @@ from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.remote.urls import is_remote
 from lightning_gen.data.shard_lists import pattern_name
 
-from .data_packing import progress_bars
+from .data_packing import add_workers, progress_bars
 from .options import Examples
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def configure(verbs: Verbs) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where index and manifest go (beside the tars)")
     parser.add_argument("--name", help="name of the split (told by the tars' names)")
     parser.add_argument("--hashes", action="store_true", help="read every tar in full for its sha256 and md5")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (this one)")
+    add_workers(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a manifest and make every index again")
     parser.set_defaults(run=_run)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data_packing import progress_bars
+from .data_packing import add_workers, progress_bars
 from .options import Examples, device_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def configure(verbs: Verbs) -> None:
     work = parser.add_argument_group("work")
     work.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (16)")
     work.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto = the fastest one (auto)")
-    work.add_argument("--num-workers", type=int, default=0, metavar="N", help="processes that decode (this one)")
+    add_workers(work, "--num-workers", "processes that decode")
     work.add_argument(
         "--max-bad-fraction", type=float, default=1e-3, metavar="F", help="of pictures that may be unusable (0.001)"
     )

@@ -13,7 +13,7 @@ from lightning_gen.data.convert.pipeline import Conversion, convert
 from lightning_gen.data.convert.records import CHOICES, COUNTERS, Source
 from lightning_gen.data.workers import Watch
 
-__all__ = ["add_packing", "packing_of", "progress_bars", "run_conversion"]
+__all__ = ["add_packing", "add_workers", "packing_of", "progress_bars", "run_conversion"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MEANINGS = {**COUNTERS, **CHOICES}
@@ -42,10 +42,21 @@ def add_packing(parser: argparse.ArgumentParser) -> None:
         help="never, png or webp (without loss), webpQ or jpegQ, e.g. jpeg95",
     )
     work = parser.add_argument_group("work")
-    work.add_argument("--workers", type=int, default=0, metavar="N", help="processes (this one)")
+    add_workers(work)
     work.add_argument("--strict", action="store_true", help="a row that gives no sample is an error, not a count")
     work.add_argument("--overwrite", action="store_true", help="replace a data set in OUT")
     work.add_argument("--fresh", action="store_true", help="throw away what an interrupted call has done in OUT")
+
+
+def add_workers(parser: argparse._ActionsContainer, option: str = "--workers", what: str = "processes") -> None:
+    """Add the option for the number of processes.
+
+    Args:
+        parser: of the verb, or a group of it.
+        option: its name.
+        what: what there will be so many of.
+    """
+    parser.add_argument(option, type=_count, default=0, metavar="N", help=f"{what}; 0 = this one alone (0)")
 
 
 def packing_of(options: argparse.Namespace, name: str, limit: int | None = None) -> Packing:
@@ -123,6 +134,12 @@ def progress_bars() -> Iterator[Watch]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield watch
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,4}", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 0 (this one alone) or more")
+    return int(text)
 
 
 def _size(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import os
 import re
@@ -59,18 +60,36 @@ def explain(message: str, args: Iterable[str], files: Iterable[Path]) -> str:
         The message for people.
     """
     lines = [line for line in message.splitlines() if line.strip() and not _NOISE.search(line)]
-    unknown = re.search(r"Expected a dot import path string: (\w+)", message)
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
-        lines.append(
-            f"  {unknown.group(1)!r} is no class this package knows ({', '.join(sorted(COMPONENTS))}); "
-            "name other classes as package.module.Class"
-        )
+        # The alternatives are named before what was wrong with each of them: the last ones are those of this value.
+        subtypes = re.findall(r"Subtypes: .*", message[: unknown.start()])
+        is_set = bool(subtypes) and "WeightedShards]" in subtypes[-1]
+        lines.append(_plain_set(unknown.group(1)) if is_set else _no_class(unknown.group(1)))
     key = _key(message)
     typed = any(arg.startswith("--") and arg.partition("=")[0].rpartition(".")[2].lstrip("-") == key for arg in args)
     places = ["the command line"] if typed else list(_places(key, files))
     if places:
         lines.append(f"  written in {', '.join(places)}")
     return "\n".join(lines)
+
+
+def _no_class(name: str) -> str:
+    close = difflib.get_close_matches(name.lower(), [known.lower() for known in COMPONENTS], 1, 0.8)
+    meant = next((known for known in COMPONENTS if [known.lower()] == close), None)
+    if meant is not None:
+        return f"  {name!r} is no class this package knows: did you mean {meant}?"
+    return (
+        f"  {name!r} is no class this package knows ({', '.join(sorted(COMPONENTS))}); "
+        "name other classes as package.module.Class"
+    )
+
+
+def _plain_set(place: str) -> str:
+    return (
+        f"  a list of sets holds entries {{shards: {place}, weight: 1.0}}, not plain places; a single set is written "
+        f"without the brackets: {place}"
+    )
 
 
 def _key(message: str) -> str | None:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from lightning_gen.data.quarantine import BadSample, DataError, Quarantine, ShardError
+from lightning_gen.data.quarantine import BadSample, BadSamples, DataError, ShardError
 
 if TYPE_CHECKING:
     from lightning_gen.data.shards import IndexedShards
@@ -112,7 +112,7 @@ class SampleReader(Protocol):
         ...
 
     def sample_stream(
-        self, consumer: Consumer, quarantine: Quarantine, which: Pass, endless: bool = False
+        self, consumer: Consumer, quarantine: BadSamples, which: Pass, endless: bool = False
     ) -> Iterator[StreamSample]:
         """This consumer's samples of a pass, a pure function of the arguments as long as the data can be read.
 
@@ -130,7 +130,7 @@ class SampleReader(Protocol):
 
 
 def indexed_stream(
-    shards: IndexedShards, consumer: Consumer, quarantine: Quarantine, which: Pass, endless: bool = False
+    shards: IndexedShards, consumer: Consumer, quarantine: BadSamples, which: Pass, endless: bool = False
 ) -> Iterator[StreamSample]:
     """:meth:`SampleReader.sample_stream` of indexed shards: every sample at most once in a pass.
 

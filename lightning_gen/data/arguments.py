@@ -40,11 +40,12 @@ class DataArguments(pl.LightningDataModule):
         dct_scaling: training decodes JPEGs that are at least twice as large as they have to be at a fraction of their
             size: faster, with slightly other pixels.
         max_pixels: larger pictures are bad samples.
-        max_bad_fraction: fraction of bad samples at which training stops, in [0, 1].
-        max_bad_per_shard: bad samples in one shard at which training stops.
-        exclude: a quarantine.jsonl of an earlier run; its samples are left out.
+        max_bad_fraction: fraction of bad samples at which training stops, in [0, 1], over all ranks.
+        max_bad_per_shard: bad samples in one shard at which training stops, over all ranks.
+        exclude: a quarantine.jsonl of an earlier run; its samples, and those of the lists of further machines beside
+            it, are left out.
         verify: what is compared with the manifest before use: ``size`` of each tar when it is opened, or its ``sha256``
-            before training begins.
+            before training begins. An index is always compared by its hash.
         index_folder: where indices of foreign tars are kept; default beside them.
         access: ``indexed`` = exact epochs and resume; ``stream`` = training shards are read from front to back, for
             tars without an index behind a network or a ``pipe:`` (statistical epochs, approximate resume).

@@ -264,10 +264,7 @@ class SampleDataset(Generic[S, E, B]):
         return self.recipe.example(stored, Place(request, index, self.source.name(index)[1], valid, draws))
 
     def _report(self, index: int, error: DataError) -> BadSample:
-        try:
-            shard, key = self.source.name(index)
-        except DataError:
-            shard, key = "(index)", str(index)
+        shard, key = self.source.name(index)
         if isinstance(error, ReadError):
             return BadSample(shard, key, index, "io", str(error))
         if isinstance(error, ShardError):

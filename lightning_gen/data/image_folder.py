@@ -45,12 +45,15 @@ class LabelledFolder(PictureFiles):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of the files' names, sizes and classes; their content is not read."""
-        rows = [
-            (path, (self.folder / path).stat().st_size, label)
-            for path, label in zip(self.paths, self.labels, strict=True)
-        ]
+        """sha256 of the files' names, sizes (-1 = not there) and classes; their content is not read."""
+        rows = [(path, self._bytes(path), label) for path, label in zip(self.paths, self.labels, strict=True)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def _bytes(self, path: str) -> int:
+        try:
+            return (self.folder / path).stat().st_size
+        except OSError:
+            return -1  # For instance a link that leads nowhere: judged, and counted, when it is read.
 
     def read(self, index: int) -> Stored:
         """Read a file.
@@ -95,9 +98,10 @@ class LabelledFolder(PictureFiles):
 class ImageFolderDataModule(ImageDataModule):
     """A folder per split, a folder per class below it, pictures at any depth below that.
 
-    Pictures in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. The classes are
-    those of ``train``, in order of their names. For more than some ten thousand files pack shards instead
-    (``lightning data convert --from imagefolder``): they are read faster, and their index knows every picture's size.
+    Pictures in the root itself have no label (-1). A ``.txt`` file beside a picture is its caption. A link that leads
+    nowhere is a bad sample. The classes are those of ``train``, in order of their names. For more than some ten
+    thousand files pack shards instead (``lightning data convert --from imagefolder``): they are read faster, and their
+    index knows every picture's size.
     """
 
     def _open(self, split: Split) -> Opened:

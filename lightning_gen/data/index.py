@@ -29,6 +29,7 @@ from lightning_gen.data.tarfiles import split_name, walk_file
 __all__ = [
     "INDEX_FORMAT",
     "PICTURE_FIELDS",
+    "REMEDY",
     "ShardIndex",
     "index_file",
     "index_tar",
@@ -39,6 +40,12 @@ __all__ = [
 
 INDEX_FORMAT = "lg-wds idx 2"
 _MAGIC = f"{INDEX_FORMAT}\n".encode()
+REMEDY = (
+    "fetch it again, or make it anew from its tar: lightning data index FOLDER --overwrite (or delete the folder of an "
+    "index that training made by itself)"
+)
+"""What to do about an index that is not what it should be."""
+
 PICTURE_FIELDS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "ppm")
 
 
@@ -155,7 +162,9 @@ class ShardIndex:
                 raise ValueError("the first line is not that of an lg-wds index")
             end = data.index(b"\n", len(_MAGIC)) + 1
             head = json.loads(data[len(_MAGIC) : end])
-            samples, fields = int(head["num_samples"]), tuple(head["fields"])
+            samples, fields, total = int(head["num_samples"]), tuple(head["fields"]), int(head["tar_bytes"])
+            if samples < 0 or not all(isinstance(field, str) for field in fields):
+                raise ValueError(f"{samples} samples with the fields {fields}")
             table = (samples, len(fields))
             shapes = [("<i8", table)] * 2 + [("<u4", table)] * 2 + [("<i8", (samples,))]
             arrays = []
@@ -165,10 +174,12 @@ class ShardIndex:
                 end += arrays[-1].nbytes
             if len(data) != end + int(head["key_bytes"]):
                 raise ValueError(f"{len(data)} bytes instead of {end + int(head['key_bytes'])}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ShardError(f"index {path} is damaged ({error}): delete it, it is made again from the tar") from None
-        offsets, sizes, heights, widths, ends = arrays
-        return cls(fields, data[end:], ends, offsets, sizes, heights, widths, int(head["tar_bytes"]))
+            offsets, sizes, heights, widths, ends = arrays
+            _check_places(offsets, sizes, total)
+            _check_keys(data[end:], ends)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ShardError(f"index {path} is damaged ({error}): {REMEDY}") from None
+        return cls(fields, data[end:], ends, offsets, sizes, heights, widths, total)
 
     @classmethod
     def from_samples(
@@ -201,6 +212,28 @@ class ShardIndex:
         keys = [key.encode("utf-8") for key in samples]
         ends = np.cumsum([len(key) for key in keys], dtype=np.int64)
         return cls(fields, b"".join(keys), ends, offsets, sizes, shape[..., 0], shape[..., 1], tar_bytes)
+
+
+def _check_places(offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], total: int) -> None:
+    """Every field lies inside its tar."""
+    # Compared by differences: the sum of two large numbers could overflow.
+    outside = (sizes < -1) | ((sizes >= 0) & ((offsets < 0) | (offsets > total) | (sizes > total - offsets)))
+    if outside.any():
+        row, column = np.argwhere(outside)[0].tolist()
+        raise ValueError(
+            f"a field of sample {row} has {sizes[row, column]} bytes at {offsets[row, column]}, its tar has {total}"
+        )
+
+
+def _check_keys(block: bytes, ends: npt.NDArray[np.int64]) -> None:
+    """The keys fill their block one after another, and each is a text."""
+    starts = np.concatenate([np.zeros(1, np.int64), ends])
+    if (np.diff(starts) < 0).any() or starts[-1] != len(block):
+        raise ValueError("the keys do not fill their block")
+    block.decode("utf-8")
+    letters = np.frombuffer(block, np.uint8)
+    if (letters[starts[starts < len(block)]] & 0xC0 == 0x80).any():
+        raise ValueError("a key begins inside a letter")
 
 
 def picture_field(fields: Mapping[str, object], stem: str = "") -> str | None:

@@ -160,6 +160,7 @@ class BatchFactory:
             self.counters.bytes_read += report.bytes_read
             for bad in report.bad:
                 self.quarantine.report(bad)
+            self.quarantine.look()
             yield batch
 
     def _lost(self, plan: _AnyPlan, number: int, name: str, error: RuntimeError) -> str:

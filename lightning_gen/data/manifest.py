@@ -174,8 +174,9 @@ class Manifest:
         """
         path = Path(path) if path is not None else self.folder / "manifest.json"
         splits = {self.name: self._timm_split()}
-        replace_file(path, _json({**self._own(), **self._wids(), "splits": splits}))
         replace_file(path.with_name("_info.json"), _json({"splits": splits}))
+        # Last: where it is, everything is.
+        replace_file(path, _json({**self._own(), **self._wids(), "splits": splits}))
         return path
 
     def _own(self) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def _local(location: str) -> Path:
 
 
 def verify_shards(manifest: Manifest, hashes: bool = False, options: RemoteOptions | None = None) -> list[str]:
-    """Compare the files with the manifest.
+    """Compare the files with the manifest. Indices are small: those of this machine are always compared in full.
 
     Args:
         manifest: what should be there.
@@ -285,6 +286,8 @@ def verify_shards(manifest: Manifest, hashes: bool = False, options: RemoteOptio
         idx = manifest.idx_location(number)
         if not is_remote(idx) and not Path(idx).is_file():
             problems.append(f"index {idx} is missing")
+        elif not is_remote(idx) and _sha256(Path(idx)) != manifest.shards[number].idx_sha256:
+            problems.append(f"index {idx} has other content than the manifest says (sha256 differs)")
     return problems
 
 

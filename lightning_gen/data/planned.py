@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
@@ -24,7 +23,7 @@ from lightning_gen.data.dataset import Pools, Recipe, SampleDataset
 from lightning_gen.data.finding import find_manifest, missing_data
 from lightning_gen.data.joining import join_manifests, weighted
 from lightning_gen.data.layout import Layout, MixedSet
-from lightning_gen.data.loader import BatchFactory, Counters, EvaluationLoader, PadTo, PlanLoader, StartMethod
+from lightning_gen.data.loader import BatchFactory, EvaluationLoader, PadTo, PlanLoader, StartMethod
 from lightning_gen.data.manifest import Manifest, verify_shards
 from lightning_gen.data.order import Indices
 from lightning_gen.data.plan import EvaluationPlan, Planner
@@ -34,7 +33,7 @@ from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import ShardSource, Source
 from lightning_gen.data.stream_loader import StreamFactory, StreamSource
 from lightning_gen.data.streaming import StreamShards
-from lightning_gen.data.trainer_link import TrainerLink, rank_and_world
+from lightning_gen.data.trainer_link import TrainerLink, quarantine_lists, rank_and_world
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.needs import DataNeeds
 
@@ -82,6 +81,7 @@ class PlannedDataModule(DataArguments, abc.ABC):
         self._opened: dict[str, Opened] = {}
         self._factories: dict[tuple[str, int, int], BatchFactory | StreamFactory] = {}
         self._link = TrainerLink()
+        self._counted = dict.fromkeys(("bad", "retried", "bytes", "wait_seconds"), 0.0)
 
     @property
     @abc.abstractmethod
@@ -211,6 +211,7 @@ class PlannedDataModule(DataArguments, abc.ABC):
             stage: not used.
         """
         del stage
+        self._counted = self.counters()
         for factory in self._factories.values():
             factory.close()
         self._factories.clear()
@@ -320,17 +321,18 @@ class PlannedDataModule(DataArguments, abc.ABC):
         self._link.load_state_dict(state_dict)
 
     def counters(self) -> dict[str, float]:
-        """What this rank's training loader has met so far.
+        """What this rank's training loader has met, so far or in the run that has ended.
 
         Returns:
-            ``bad``, ``retried``, ``bytes`` and ``wait_seconds``.
+            ``retried``, ``bytes`` and ``wait_seconds`` of this rank, and ``bad``: the distinct bad samples of all ranks
+            that share a run folder (without a trainer, of this one), those listed there by an earlier run included.
         """
-        totals, bad = Counters(), 0
-        for (split, _, _), factory in self._factories.items():
-            if split == "train":
-                totals, bad = factory.counters, factory.quarantine.bad
+        factory = next((one for (split, _, _), one in self._factories.items() if split == "train"), None)
+        if factory is None:
+            return dict(self._counted)
+        totals = factory.counters
         return {
-            "bad": float(bad),
+            "bad": float(factory.quarantine.bad),
             "retried": float(totals.retried),
             "bytes": float(totals.bytes_read),
             "wait_seconds": totals.wait_seconds,
@@ -388,7 +390,8 @@ class PlannedDataModule(DataArguments, abc.ABC):
     def _make_factory(self, split: Split, rank: int, world: int) -> BatchFactory | StreamFactory:
         source, recipe = self._set(split).source, self._recipe(split)
         bounds = (self.max_bad_fraction, self.max_bad_per_shard)
-        quarantine = Quarantine(len(source), *bounds, self._list(split, rank))
+        path, others = quarantine_lists(self.trainer, split)
+        quarantine = Quarantine(len(source), *bounds, path, others)
         workers = _Workers(
             num_workers=self.num_workers,
             timeout=self.worker_timeout,
@@ -402,9 +405,3 @@ class PlannedDataModule(DataArguments, abc.ABC):
         pools = self._pools() if split == "train" else None
         dataset = SampleDataset(source, recipe, self.seed, pools=pools)
         return BatchFactory(dataset, rank, world, quarantine, pad_to=self._padding, **workers)
-
-    def _list(self, split: str, rank: int) -> Path | None:
-        if self.trainer is None:
-            return None
-        middle = ("" if split == "train" else f".{split}") + (f".rank{rank}" if rank else "")
-        return Path(self.trainer.default_root_dir) / f"quarantine{middle}.jsonl"

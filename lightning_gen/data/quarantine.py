@@ -7,15 +7,16 @@ data/loader.py. This file says what "cannot be used" means and where the bound i
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
-__all__ = ["BadSample", "DataError", "Quarantine", "SampleError", "ShardError", "read_quarantine"]
+__all__ = ["BadSample", "BadSamples", "DataError", "Quarantine", "SampleError", "ShardError", "read_quarantine"]
 
 
 _log = logging.getLogger(__name__)
@@ -54,8 +55,19 @@ class BadSample:
     samples: int = 1
 
 
+class BadSamples(Protocol):
+    """Whoever is told of bad samples."""
+
+    def report(self, sample: BadSample) -> None:
+        """Take note; raises a DataError where it is too much."""
+        ...
+
+
 class Quarantine:
     """Counts bad samples and stops the run when there are too many.
+
+    The lists are the account of all processes that see them: each appends what it finds, reads what the others have
+    appended before it hands out a batch, and judges the whole.
 
     Args:
         total: samples of the data set.
@@ -64,7 +76,9 @@ class Quarantine:
         max_bad_per_shard: bad samples allowed in one shard; a shard that is damaged as a whole counts towards the
             fraction only.
         path: file that gets one JSON line per bad sample or shard; None = only count. Lines already there are known
-            and are not written twice. Processes that share the file share the count. May be pickled.
+            and are not written twice. Processes of one machine share it. May be pickled.
+        others: lists that other machines write. They are only read, since appending to one file from two machines is
+            not safe on network file systems; those that are not there count for nothing.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class Quarantine:
         max_bad_fraction: float = 1e-3,
         max_bad_per_shard: int = 16,
         path: str | os.PathLike[str] | None = None,
+        others: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is a fraction in [0, 1], got {max_bad_fraction}")
@@ -82,8 +97,12 @@ class Quarantine:
         self.path = Path(path) if path is not None else None
         self._seen: set[tuple[str, str]] = set()
         self._per_shard: Counter[str] = Counter()
-        self._bad = self._known = 0
+        self._bad = 0
+        self._read = dict.fromkeys([*([self.path] if self.path is not None else []), *map(Path, others)], 0)
+        self._unjudged: list[BadSample] = []
         self._refresh()
+        # A run may begin with what an earlier one found, whatever was allowed then: its shards may be whole again.
+        self._unjudged.clear()
 
     @property
     def bad(self) -> int:
@@ -97,7 +116,7 @@ class Quarantine:
         return max(1, int(self.max_bad_fraction * self.total)) if self.max_bad_fraction > 0 else 0
 
     def report(self, sample: BadSample) -> None:
-        """Write a bad sample down, once, and check the bounds.
+        """Write a bad sample down, once, and check the bounds over all processes.
 
         Args:
             sample: what was found.
@@ -119,20 +138,37 @@ class Quarantine:
                 os.write(handle, line.encode())
             finally:
                 os.close(handle)
+        # What others wrote meanwhile: of two who write at once, the second sees both.
+        self._refresh()
         self._check(sample)
+
+    def look(self) -> None:
+        """Check the bounds where other processes have found bad samples since the last look.
+
+        Raises:
+            DataError: more bad samples than ``max_bad_fraction`` or ``max_bad_per_shard`` allow.
+        """
+        self._refresh()
+        while self._unjudged:
+            self._check(self._unjudged.pop())
 
     def _refresh(self) -> None:
         """Count what other processes wrote since the last look."""
-        if self.path is None or not self.path.exists() or self.path.stat().st_size <= self._known:
-            return
-        with open(self.path, "rb") as file:
-            file.seek(self._known)
+        self._unjudged += [sample for path in self._read for sample in self._appended(path) if self._count(sample)]
+
+    def _appended(self, path: Path) -> list[BadSample]:
+        try:
+            if path.stat().st_size <= self._read[path]:
+                return []
+        except OSError:
+            return []  # Not written yet, or on a machine whose disk is not seen from here.
+        with open(path, "rb") as file:
+            file.seek(self._read[path])
             data = file.read()
         # A line that is being written is left for the next look.
         end = data.rfind(b"\n") + 1
-        for line in _lines(self.path, data[:end].decode("utf-8")):
-            self._count(line)
-        self._known += end
+        self._read[path] += end
+        return list(_lines(path, data[:end].decode("utf-8")))
 
     def _count(self, sample: BadSample) -> bool:
         name = (sample.shard, sample.key)
@@ -166,7 +202,8 @@ def read_quarantine(path: str | os.PathLike[str]) -> frozenset[tuple[str, str]]:
     """Read the samples that an earlier run found bad, to leave them out of a new plan.
 
     Args:
-        path: a quarantine.jsonl.
+        path: a quarantine.jsonl; what other machines of that run found (``quarantine.node1.jsonl``, ...) is taken from
+            beside it.
 
     Returns:
         Pairs (shard name, key); the key is empty where the whole shard is meant.
@@ -176,7 +213,8 @@ def read_quarantine(path: str | os.PathLike[str]) -> frozenset[tuple[str, str]]:
     """
     if not Path(path).is_file():
         raise DataError(f"there is no quarantine list at {path}")
-    lines = _lines(Path(path), Path(path).read_text(encoding="utf-8"))
+    lists = [Path(path), *sorted(Path(path).parent.glob(f"{glob.escape(Path(path).stem)}.node*.jsonl"))]
+    lines = (line for one in lists for line in _lines(one, one.read_text(encoding="utf-8")))
     return frozenset((line.shard, line.key) for line in lines)
 
 

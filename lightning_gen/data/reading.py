@@ -10,14 +10,15 @@ import weakref
 __all__ = ["ReadingThread"]
 
 _Asked = queue.SimpleQueue[tuple[int, int, int] | None]
-_Answers = queue.SimpleQueue[bytes | OSError]
+_Answers = queue.SimpleQueue[bytes | BaseException]
 
 
 def _serve(asked: _Asked, answers: _Answers) -> None:
     while (place := asked.get()) is not None:
         try:
             answers.put(os.pread(*place))
-        except OSError as error:
+        except BaseException as error:
+            # Whatever it is, it is an answer: somebody waits for one.
             answers.put(error)
 
 
@@ -46,11 +47,11 @@ class ReadingThread:
             The bytes, fewer at the end of the file.
 
         Raises:
-            OSError: the file cannot be read.
+            Exception: whatever the read raised: an OSError, a MemoryError, ...
             queue.Empty: no answer in time.
         """
         self._asked.put((handle, size, offset))
         answer = self._answers.get(timeout=timeout)
-        if isinstance(answer, OSError):
+        if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -15,7 +15,8 @@ __all__ = ["DataReport"]
 class DataReport(pl.Callback):
     """Logs bad samples, reads tried again, bytes read and seconds waited over all ranks, and the share of padding.
 
-    In the steps in which the trainer writes its log, and at the end of every epoch.
+    In the steps in which the trainer writes its log, and at the end of every epoch. The ranks keep one account of bad
+    samples, in which each counts once: it is logged as it is and not summed up.
     """
 
     def on_train_batch_end(
@@ -53,5 +54,6 @@ class DataReport(pl.Callback):
             # Two names, since Lightning keeps values of steps and of epochs apart.
             place = "data" if on_step else "data_epoch"
             values = {f"{place}/{name}": value for name, value in data.counters().items()}
-            options: dict[str, Any] = {"on_step": on_step, "on_epoch": not on_step}
-            pl_module.log_dict(values, sync_dist=True, reduce_fx="sum", batch_size=1, **options)
+            options: dict[str, Any] = {"on_step": on_step, "on_epoch": not on_step, "sync_dist": True, "batch_size": 1}
+            pl_module.log(f"{place}/bad", values.pop(f"{place}/bad"), reduce_fx="max", **options)
+            pl_module.log_dict(values, reduce_fx="sum", **options)

@@ -7,6 +7,7 @@ page fault cannot: it may hang in a dead file system, and in a file that was cut
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
 import mmap
 import os
@@ -23,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gen.data.access import Consumer, Pass, StreamSample, indexed_stream
-from lightning_gen.data.index import ShardIndex
+from lightning_gen.data.index import REMEDY, ShardIndex
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.quarantine import Quarantine, ShardError
+from lightning_gen.data.quarantine import BadSamples, ShardError
 from lightning_gen.data.reading import ReadingThread
 from lightning_gen.data.remote.urls import is_remote, shown
 
@@ -218,25 +219,30 @@ class IndexedShards:
             The index, from memory where it was used lately.
 
         Raises:
-            ShardError: it is missing or does not belong to the manifest.
+            ShardError: it is missing, damaged or not the manifest's.
         """
         if shard in self._indices:
             return self._indices[shard]
+        if shard in self._damaged:
+            raise ShardError(self._damaged[shard])
         location, record = self.manifest.idx_location(shard), self.manifest.shards[shard]
         path = shown(location)
         if is_remote(location):
             assert self.cache is not None
             data = self.cache.index(self.manifest, shard)
         else:
-            data = self._local_index(Path(location))
-        table = ShardIndex.from_bytes(data, path)
+            data = self._local_index(shard, Path(location))
+        try:
+            table = ShardIndex.from_bytes(data, path)
+        except ShardError as error:
+            raise self._damage(shard, str(error)) from None
         if len(table) != record.num_samples or table.tar_bytes != record.bytes:
-            raise ShardError(f"index {path} does not belong to the manifest of {record.name}: write or index again")
+            raise self._damage(shard, f"index {path} does not belong to the manifest of {record.name}: {REMEDY}")
         self._indices[shard] = table
         return table
 
     def sample_stream(
-        self, consumer: Consumer, quarantine: Quarantine, which: Pass, endless: bool = False
+        self, consumer: Consumer, quarantine: BadSamples, which: Pass, endless: bool = False
     ) -> Iterator[StreamSample]:
         """The samples of a pass, dealt to ranks and workers; see :func:`lightning_gen.data.access.indexed_stream`.
 
@@ -296,11 +302,15 @@ class IndexedShards:
         finally:
             self.retried += self.cache.retried - before
 
-    def _local_index(self, path: Path) -> bytes:
+    def _local_index(self, shard: int, path: Path) -> bytes:
+        """An index of this machine, with the content that the manifest knows: it decides places, keys and shapes."""
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
-            raise ShardError(f"index {path} cannot be read: {error.strerror or error}. Write or index again") from None
+            raise self._damage(shard, f"index {path} cannot be read ({error.strerror or error}): {REMEDY}") from None
+        if hashlib.sha256(data).hexdigest() != self.manifest.shards[shard].idx_sha256:
+            raise self._damage(shard, f"index {path} is not the manifest's (sha256 differs): {REMEDY}")
+        return data
 
     def _damage(self, shard: int, reason: str) -> ShardError:
         self._damaged[shard] = reason
@@ -311,8 +321,9 @@ class IndexedShards:
         for attempt in range(self.retries + 1):
             try:
                 data = self._timed(handle, size, offset)
-            except (OSError, queue.Empty) as error:
-                why = f"no answer in {self.timeout} s" if isinstance(error, queue.Empty) else str(error)
+            except Exception as error:
+                is_late = isinstance(error, queue.Empty)
+                why = f"no answer in {self.timeout} s" if is_late else str(error) or type(error).__name__
                 if attempt == self.retries:
                     raise ReadError(f"shard {name}: {size} bytes at {offset} cannot be read: {why}") from None
                 self.retried += 1

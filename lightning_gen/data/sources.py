@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
@@ -11,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_gen.data.index import picture_field
-from lightning_gen.data.quarantine import SampleError
+from lightning_gen.data.quarantine import SampleError, ShardError
 from lightning_gen.data.shards import IndexedShards
 
 __all__ = ["PictureFields", "ShardSource", "Source", "Stored", "json_record", "text_field"]
+
+_LARGEST_LABEL = 2**63 - 1
+"""A batch holds labels as int64."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -96,10 +100,14 @@ class ShardSource(Generic[T]):
             index: global sample index.
 
         Returns:
-            Both names.
+            Both names; ``row N`` for the key where the shard's index is damaged: a bad shard must have its name.
         """
         shard, row = self.shards.locate(index)
-        return self.shards.manifest.shards[shard].name, self.shards.index(shard).key(row)
+        try:
+            key = self.shards.index(shard).key(row)
+        except ShardError:
+            key = f"row {row}"
+        return self.shards.manifest.shards[shard].name, key
 
     def damage(self, index: int) -> int:
         """How many samples are lost when this one's shard is damaged.
@@ -128,6 +136,9 @@ class ShardSource(Generic[T]):
 class PictureFields:
     """One picture with a class or a caption: the label from ``cls``, ``cls.txt`` or ``label`` in ``json``, the caption
     from ``txt`` or ``caption`` in ``json``.
+
+    A label is a class number: decimal digits where it is a text, an integer of at least 0 where it is JSON; ``null`` in
+    JSON is none. Anything else makes a bad sample.
 
     Attributes:
         num_classes: labels must be there and lie in [0, num_classes); None = a sample may have no label.
@@ -173,17 +184,13 @@ class PictureFields:
 
     def _label(self, fields: Mapping[str, bytes]) -> int:
         label = _label(fields)
-        if self.num_classes is not None:
-            if label is None:
-                found = json_record(fields).get("label")
-                raise SampleError(
-                    f"label in json is {found!r}, not a class number"
-                    if found is not None
-                    else f"the sample has no label (cls, cls.txt, or label in json), only {', '.join(fields)}"
-                )
-            if not 0 <= label < self.num_classes:
-                raise SampleError(f"label {label} is not one of {self.num_classes} classes")
-        return -1 if label is None else label
+        if self.num_classes is None:
+            return -1 if label is None else label
+        if label is None:
+            raise SampleError(f"the sample has no label (cls, cls.txt, or label in json), only {', '.join(fields)}")
+        if label >= self.num_classes:
+            raise SampleError(f"label {label} is not one of {self.num_classes} classes")
+        return label
 
 
 def json_record(fields: Mapping[str, bytes]) -> dict[str, Any]:
@@ -202,7 +209,7 @@ def json_record(fields: Mapping[str, bytes]) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(fields["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError(f"the field json cannot be read: {error}") from None
     if not isinstance(record, dict):
         raise SampleError(f"the field json holds a {type(record).__name__}, not an object")
@@ -240,11 +247,12 @@ def _caption(fields: Mapping[str, bytes]) -> str:
 def _label(fields: Mapping[str, bytes]) -> int | None:
     for field in ("cls", "cls.txt"):
         if field in fields:
-            try:
-                return int(fields[field])
-            except ValueError:
-                raise SampleError(f"the field {field} holds {fields[field][:20]!r}, not a class number") from None
+            digits = fields[field].strip()
+            # int() knows more numbers than these: -7, 1_0, the digits of other scripts. Longer ones fit no int64.
+            if not re.fullmatch(rb"[0-9]{1,19}", digits) or int(digits) > _LARGEST_LABEL:
+                raise SampleError(f"the field {field} holds {fields[field][:20]!r}, not a class number (digits alone)")
+            return int(digits)
     label = json_record(fields).get("label")
-    if isinstance(label, bool) or not isinstance(label, int | float) or label % 1 != 0:
-        return None
-    return int(label)
+    if label is not None and (type(label) is not int or not 0 <= label <= _LARGEST_LABEL):
+        raise SampleError(f"label in json is {label!r:.40}, not a class number (an integer of at least 0)")
+    return label

@@ -110,6 +110,22 @@ class _Work:
     batch: int
 
 
+class _Noted:
+    """Passes bad samples on, and keeps them for the report that goes to the loader's process with the next batch."""
+
+    def __init__(self, quarantine: Quarantine) -> None:
+        self._quarantine, self._found = quarantine, list[BadSample]()
+
+    def report(self, sample: BadSample) -> None:
+        self._found.append(sample)
+        self._quarantine.report(sample)
+
+    def taken(self) -> tuple[BadSample, ...]:
+        """What came since the last call."""
+        found, self._found = tuple(self._found), []
+        return found
+
+
 class _Batches(IterableDataset[Any]):
     """One rank's batches of one plan; worker w of W makes every W-th of them."""
 
@@ -123,7 +139,7 @@ class _Batches(IterableDataset[Any]):
         quarantine: Quarantine,
     ) -> None:
         self.source, self.recipe, self.seed = source, recipe, seed
-        self.rank, self.world, self.quarantine = rank, world, quarantine
+        self.rank, self.world, self.noted = rank, world, _Noted(quarantine)
         self.work: _Work | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, Report]]:
@@ -137,12 +153,12 @@ class _Batches(IterableDataset[Any]):
             before = shards.retried, shards.bytes_read
             examples = [self._next(samples, request) for _ in range(work.batch)]
             batch = self.recipe.collate(examples, request)
-            yield batch, Report((), shards.retried - before[0], shards.bytes_read - before[1])
+            yield batch, Report(self.noted.taken(), shards.retried - before[0], shards.bytes_read - before[1])
 
     def _passes(self, shards: StreamShards, consumer: Consumer, which: Pass) -> Iterator[StreamSample]:
         """This pass and, where samples of it had to be passed over, the beginning of the next ones."""
         while True:
-            yield from shards.sample_stream(consumer, self.quarantine, which)
+            yield from shards.sample_stream(consumer, self.noted, which)
             which = Pass(which.seed, which.epoch + 1)
 
     def _next(self, samples: Iterator[StreamSample], request: Request) -> Any:
@@ -155,7 +171,7 @@ class _Batches(IterableDataset[Any]):
             try:
                 example = self.recipe.example(self.source.parse(fields), place)
             except SampleError as error:
-                self.quarantine.report(BadSample(shard, key, -1, "sample", str(error)))
+                self.noted.report(BadSample(shard, key, -1, "sample", str(error)))
                 continue
             if example is not None:
                 return example
@@ -171,7 +187,7 @@ class StreamFactory:
         seed: the run's seed.
         rank: this rank.
         world: number of ranks.
-        quarantine: counts and bounds what is bad; its file is shared by the workers.
+        quarantine: counts and bounds what is bad; its file, where it has one, is shared by the workers.
         num_workers: worker processes; 0 = decode in this process.
         timeout: seconds to wait for a batch, 0 = for ever.
         start_method: how workers are started; None = torch's default.
@@ -242,6 +258,9 @@ class StreamFactory:
             self.counters.batches += 1
             self.counters.retried += report.retried
             self.counters.bytes_read += report.bytes_read
+            for bad in report.bad:
+                self.quarantine.report(bad)
+            self.quarantine.look()
             yield batch
 
     def close(self) -> None:

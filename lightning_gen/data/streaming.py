@@ -22,7 +22,7 @@ from typing import Any, cast
 from lightning_gen.data.access import Consumer, Pass, StreamSample
 from lightning_gen.data.finding import list_shards
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.quarantine import BadSample, DataError, Quarantine, ShardError
+from lightning_gen.data.quarantine import BadSample, BadSamples, DataError, ShardError
 from lightning_gen.data.remote.openers import UrlOpener
 from lightning_gen.data.remote.retrying import RemoteOptions
 from lightning_gen.data.remote.urls import base_name, scheme_of, shown
@@ -198,7 +198,7 @@ class StreamShards:
         return position.epoch, position.samples
 
     def sample_stream(
-        self, consumer: Consumer, quarantine: Quarantine, which: Pass, endless: bool = False
+        self, consumer: Consumer, quarantine: BadSamples, which: Pass, endless: bool = False
     ) -> Iterator[StreamSample]:
         """The samples of a pass, dealt to ranks and workers, see :class:`lightning_gen.data.access.SampleReader`.
 
@@ -232,7 +232,7 @@ class StreamShards:
             self.bytes_read += sum(map(len, sample.fields.values()))
             yield sample
 
-    def _rounds(self, consumer: Consumer, quarantine: Quarantine, which: Pass) -> Iterator[StreamSample]:
+    def _rounds(self, consumer: Consumer, quarantine: BadSamples, which: Pass) -> Iterator[StreamSample]:
         """This consumer's part of one round through all shards after another."""
         barren, skip = 0, consumer.share(which.seen)
         for number in itertools.count():
@@ -269,7 +269,7 @@ class StreamShards:
         stride = len(range(place, consumer.count, len(order)))
         yield order[place], stride, (turn + number) % stride
 
-    def _shard(self, shard: int, quarantine: Quarantine) -> Iterator[StreamSample]:
+    def _shard(self, shard: int, quarantine: BadSamples) -> Iterator[StreamSample]:
         """The samples of one tar, until its end or its damage. webdataset expands and groups; errors are counted."""
         import webdataset as wds
         from webdataset.tariterators import group_by_keys, tar_file_expander

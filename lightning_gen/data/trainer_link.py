@@ -8,7 +8,10 @@ are brought together, and the settings that would part them are refused. Written
 from __future__ import annotations
 
 import dataclasses
+import logging
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +22,9 @@ from lightning_gen.data.plan import Origin, Planner
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.resume import Position, resume
 
-__all__ = ["TrainerLink", "check_trainer", "rank_and_world"]
+__all__ = ["TrainerLink", "check_trainer", "quarantine_lists", "rank_and_world"]
+
+_log = logging.getLogger(__name__)
 
 
 def rank_and_world(trainer: pl.Trainer | None) -> tuple[int, int]:
@@ -35,6 +40,49 @@ def rank_and_world(trainer: pl.Trainer | None) -> tuple[int, int]:
         return 0, 1
     place = trainer.distributed_sampler_kwargs
     return (int(place["rank"]), int(place["num_replicas"])) if place else (trainer.global_rank, trainer.world_size)
+
+
+def quarantine_lists(trainer: pl.Trainer | None, split: str) -> tuple[Path | None, tuple[Path, ...]]:
+    """Where bad samples are written down. All ranks must call this together.
+
+    The ranks of one machine append to one file. Every further machine has a file of its own in the run folder,
+    ``quarantine.node1.jsonl`` and so on; where the folder is shared all ranks read all of them, and the bounds hold for
+    the whole run. Where it is not they hold for each machine, and the log says so.
+
+    Args:
+        trainer: None = nothing is written.
+        split: whose samples.
+
+    Returns:
+        The file of this machine and those of the others.
+    """
+    if trainer is None:
+        return None, ()
+    folder, kind = Path(trainer.default_root_dir), "" if split == "train" else f".{split}"
+    machines = [folder / f"quarantine{kind}{f'.node{n}' if n else ''}.jsonl" for n in range(trainer.num_nodes)]
+    if len(machines) > 1 and not _is_shared(trainer, folder):
+        _log.warning(
+            "the run folder %s is not shared by the %d machines: bad samples are listed and bounded on each of them by "
+            "itself, so the whole run may meet %d times as many as data.init_args.max_bad_fraction says",
+            folder,
+            len(machines),
+            len(machines),
+        )
+    own = machines.pop(trainer.node_rank)
+    return own, tuple(machines)
+
+
+def _is_shared(trainer: pl.Trainer, folder: Path) -> bool:
+    """Whether every rank sees what rank 0 writes. The name is a new one: no network file system can remember it."""
+    mark = folder / f".shared-{trainer.strategy.broadcast(uuid.uuid4().hex)}"
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    trainer.strategy.barrier("run folder written")
+    is_seen = trainer.strategy.reduce_boolean_decision(mark.exists(), all=True)
+    if trainer.is_global_zero:
+        mark.unlink(missing_ok=True)
+    return is_seen
 
 
 def check_trainer(trainer: pl.Trainer, planner: Planner) -> None:

@@ -39,6 +39,9 @@ __all__ = [
 
 BudgetRule = Literal["isotropic", "vitok_release"]
 
+_LEVELS_FROM = 16.0
+"""Pixels that are never negative and reach beyond this are levels of 0..255, not an overshoot of [-1, 1] or [0, 1]."""
+
 _ATTEMPTS = 10
 _DRAWS = 2 + 4 * _ATTEMPTS
 
@@ -68,7 +71,7 @@ def unit_to_signed(pixels: Tensor) -> Tensor:
 
 
 def signed_to_uint8(pixels: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255 by round(255 (x + 1) / 2); what lies outside is clamped.
+    """[-1, 1] -> 0..255 by round(255 (x + 1) / 2); what lies outside is clamped, since a network overshoots.
 
     Args:
         pixels: float, any shape.
@@ -76,8 +79,12 @@ def signed_to_uint8(pixels: Tensor) -> Tensor:
     Returns:
         uint8 of the same shape.
 
+    Raises:
+        ValueError: a value is NaN or infinite, which no pixel shows, or the values are levels of 0..255 already.
+
     Source: arXiv:2605.05331, inference.
     """
+    _check_convertible(pixels, "signed_to_uint8", "[-1, 1]")
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -96,14 +103,18 @@ def uint8_to_signed(pixels: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def unit_to_uint8(pixels: Tensor) -> Tensor:
-    """[0, 1] -> 0..255 by rounding; what lies outside is clamped.
+    """[0, 1] -> 0..255 by rounding; what lies outside is clamped, since a network overshoots.
 
     Args:
         pixels: float, any shape.
 
     Returns:
         uint8 of the same shape.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which no pixel shows, or the values are levels of 0..255 already.
     """
+    _check_convertible(pixels, "unit_to_uint8", "[0, 1]")
     return (pixels.float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -181,6 +192,24 @@ def resize_to_budget(size: tuple[int, int], patch: int, tokens: int, rule: Budge
     else:
         raise ValueError(f"unknown budget rule {rule!r}: choose isotropic or vitok_release")
     return min(height, grid[0] * patch), min(width, grid[1] * patch)
+
+
+def _check_convertible(pixels: Tensor, converter: str, span: str) -> None:
+    """Refuse what clamping would turn into a plausible picture. One pass over the pixels; the GPU is waited for once.
+
+    A network that overshoots does so at both ends; levels of 0..255 have no negative value and leave the range far
+    behind.
+    """
+    if pixels.numel() == 0:
+        return
+    lowest, highest = torch.stack(torch.aminmax(pixels)).float().tolist()
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        raise ValueError(f"{converter}: a pixel is NaN or infinite: look at the network that made the picture")
+    if lowest >= 0 and highest > _LEVELS_FROM:
+        raise ValueError(
+            f"{converter}: pixels from {lowest:.4g} to {highest:.4g}, expected {span}. These look like levels of 0..255: "
+            "make them uint8 with pixels.round().to(torch.uint8)"
+        )
 
 
 @functools.lru_cache(maxsize=4096)  # pictures of one size are common, and a worker asks once per picture

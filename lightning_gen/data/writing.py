@@ -241,7 +241,8 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     """Find the pictures below a folder.
 
     Args:
-        folder: where to look; folders inside it too, hidden names left out.
+        folder: where to look; folders inside it too, hidden names left out. A folder or a pipe that is called like a
+            picture is none; a link that leads nowhere is listed, so that somebody misses its picture.
 
     Returns:
         Paths in the order of their names relative to the folder.
@@ -256,7 +257,9 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     found = [
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in endings and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in endings
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and (path.is_file() or not path.exists())
     ]
     if not found:
         raise FileNotFoundError(f"there is no picture in {folder} (looked for {', '.join(sorted(endings))})")

@@ -182,6 +182,12 @@ def test_unknown_key(refused, workshop):
     [
         (["--model.init_args.dmi", "3"], "'dmi' is not accepted"),
         (["--model", "ToyModl"], "'ToyModl' is no class this package knows"),
+        (["--model", "vitokv2"], "'vitokv2' is no class this package knows: did you mean ViTokV2?"),
+        (["--data", "ImageNetDatamodule"], "did you mean ImageNetDataModule?"),
+        (
+            ["--data", "ImageDataModule", "--data.train", "[im/train]"],
+            "a list of sets holds entries {shards: im/train, weight: 1.0}",
+        ),
         (["--model", "nowhere.Model"], "No module named 'nowhere'"),
         (["--trainer.max_epochs", "many"], "trainer.max_epochs"),
         (["--trainer.default_root_dir", "x"], "set by runs: and name:"),

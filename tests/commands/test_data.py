@@ -119,6 +119,28 @@ def test_repack_writes_what_is_asked_for(run: Run, tmp_path: Path) -> None:
     assert all("webp" in fields for fields in read(find_manifest("small")).values())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--only", "cls", "nosuch"), "no sample has nosuch: the fields are cls, json, png"),
+        (("--limit", "0"), "limit is at least 1, got 0"),
+        (("--max-samples", "0"), "max_samples is at least 1, got 0"),
+        (("--key-list", "keys"), "no sample is left"),
+        (("--workers", "-1"), "'-1' is no number of processes: give 0 (this one alone) or more"),
+    ],
+)
+def test_a_refused_repack_says_why_and_leaves_nothing(
+    refused: Refused, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    shards(tmp_path / "set", 6, 3)
+    (tmp_path / "keys").write_text("nobody\n")
+    assert message in refused("repack", "set", "out", *options)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    refused("repack", "set", "mine", *options)
+    assert list((tmp_path / "mine").iterdir()) == [], "a folder that was there stays, as it was"
+
+
 def test_index_makes_foreign_tars_a_data_set(run: Run, refused: Refused, tmp_path: Path) -> None:
     made = shards(tmp_path / "set", 20, 9)
     for path in (tmp_path / "set").iterdir():

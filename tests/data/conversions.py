@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lightning_gen.data.convert import Packing, Request, convert, open_source
+from lightning_gen.data.convert.journal import Journal
 from lightning_gen.data.convert.pipeline import Conversion
 from lightning_gen.data.manifest import Manifest
 from lightning_gen.data.shards import IndexedShards
@@ -69,6 +75,41 @@ def records(manifest: Manifest) -> list[dict[str, Any]]:
     """The JSON of all samples, in order of their rows where they have one."""
     found = [json.loads(fields["json"]) for fields in read(manifest).values()]
     return sorted(found, key=lambda record: record.get("row", 0))
+
+
+class Killed(BaseException):
+    """The process is gone: nothing is caught, nothing is tidied up."""
+
+
+@contextlib.contextmanager
+def killed_in_last_steps(step: int) -> Iterator[None]:
+    """Die before the n-th change to the disk after everything was made.
+
+    Every way to move or to remove a file or a folder counts, those inside ``shutil.rmtree`` too.
+    """
+    done, ending = 0, False
+    finish = Journal.finish
+
+    def begin(self: Journal) -> Manifest:
+        nonlocal ending
+        ending = True
+        return finish(self)
+
+    def counted(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any, **words: Any) -> None:
+            nonlocal done
+            if ending and done == step:
+                raise Killed
+            done += ending
+            real(*arguments, **words)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "finish", begin)
+        for name in ("replace", "rename", "unlink", "remove", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
+        yield
 
 
 def content(out: Path) -> dict[str, str]:

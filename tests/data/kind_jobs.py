@@ -10,10 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_gen.data.batches import Batch
+from lightning_gen.data.modules import ShardDataModule
+from lightning_gen.data.report import DataReport
 from tests.data.kinds import KINDS, main_part
 from tests.harness.training import fit
 
-__all__ = ["KeyRecorder", "train_kind"]
+__all__ = ["KeyRecorder", "count_bad", "train_kind"]
 
 
 class KeyRecorder(LightningModule):
@@ -46,3 +48,12 @@ def train_kind(
     fit(module, data, kept, strategy=strategy, **settings)  # type: ignore[arg-type]
     data.teardown()
     return module.seen
+
+
+def count_bad(folder: Path, kept: Path, devices: int) -> tuple[float, float, float]:
+    """Train one pass: the bad samples that were logged in a step and in the epoch, and those counted at the end."""
+    data = ShardDataModule(str(folder), patch_size=8, tokens=9, global_batch_size=8, max_bad_fraction=0.2)
+    strategy = "ddp" if devices > 1 else "auto"
+    trainer = fit(KeyRecorder(), data, kept, devices=devices, strategy=strategy, max_steps=5, callbacks=(DataReport(),))
+    logged = trainer.callback_metrics
+    return float(logged["data/bad"]), float(logged["data_epoch/bad"]), data.counters()["bad"]

@@ -169,6 +169,17 @@ def test_rare_shapes_are_not_left_out_for_ever() -> None:
     assert made.plan(0).steps == 110 // 16
 
 
+def test_a_bucket_that_was_joined_by_another_takes_it_along() -> None:
+    """The two tallest go to the tall, who are still too few and go with them to the square ones."""
+    known = np.array([[512, 512]] * 90 + [[600, 300]] * 5 + [[560, 400]] * 6)
+    layout = Layout([51, 50], 1, buckets=AspectBuckets(512, 64), sizes=lambda: known)
+    made = Planner(layout, "data", [BudgetStage(512**2, 16)])
+    assert len(set(AspectBuckets(512, 64).assign(known).tolist())) == 3
+    steps = [made.plan(k).step(t) for k in range(30) for t in range(made.plan(k).steps)]
+    assert {step.shape for step in steps} == {(512, 512)}
+    assert {int(n) for step in steps for n in step.index} == set(range(101))
+
+
 def test_another_batch_size_of_buckets_says_that_the_order_is_new(caplog: pytest.LogCaptureFixture) -> None:
     position = Position.of(planner().plan(0), 5)
     resume(planner(batch=16), position)

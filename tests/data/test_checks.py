@@ -12,7 +12,7 @@ import pytest
 from lightning_gen.data.checks import require_labels
 from lightning_gen.data.imagenet import ImageNetDataModule
 from lightning_gen.data.manifest import Manifest
-from lightning_gen.data.quarantine import DataError
+from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import PictureFields, ShardSource
 from lightning_gen.data.writing import write_shards
@@ -40,11 +40,18 @@ def test_shards_without_labels_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("label", LABELS)
 def test_one_label_of_any_kind_is_enough(tmp_path: Path, label: dict[str, bytes]) -> None:
-    require_labels(source(tmp_path, [NONE, NONE, label]), "train")
+    labelled = source(tmp_path, [NONE, NONE, label])
+    require_labels(labelled, "train")
+    assert labelled.read(2).label == 3
+    with pytest.raises(DataError, match="none of the first 2 samples"):
+        require_labels(labelled, "train", samples=2)
 
 
 def test_a_bad_sample_is_not_taken_for_a_missing_label(tmp_path: Path) -> None:
-    require_labels(source(tmp_path, [{"cls": b"dog"}, NONE]), "train")
+    spoiled = source(tmp_path, [{"cls": b"dog"}, NONE])
+    require_labels(spoiled, "train")
+    with pytest.raises(SampleError, match="not a class number"):
+        spoiled.read(0)
 
 
 def test_imagenet_says_so_before_anything_is_decoded(tmp_path: Path) -> None:
@@ -59,4 +66,12 @@ def test_imagenet_says_so_before_anything_is_decoded(tmp_path: Path) -> None:
 
 
 def test_other_sources_are_not_judged() -> None:
-    require_labels(object(), "train")  # type: ignore[arg-type]
+    class Unread:
+        def read(self, index: int) -> Any:
+            raise AssertionError(f"sample {index} was looked at")
+
+        def __len__(self) -> int:
+            return 9
+
+    require_labels(Unread(), "train")  # type: ignore[arg-type]
+    assert not isinstance(Unread(), ShardSource)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +24,12 @@ from lightning_gen.data.convert import order as order_module
 from lightning_gen.data.convert.journal import Journal
 from lightning_gen.data.decode import decode
 from lightning_gen.data.finding import find_manifest
+from lightning_gen.data.inspection.verifying import verify
 from lightning_gen.data.manifest import verify_shards
 from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.workers import run_tasks
-from tests.data.conversions import content, folder, jpeg, read, run
+from tests.data.conversions import Killed, content, folder, jpeg, killed_in_last_steps, read, run
 from tests.data.samples import encoded, picture, shards
 
 
@@ -128,10 +131,6 @@ def test_workers_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_manifest(tmp_path / "1").total == 55
 
 
-class Killed(BaseException):
-    """The process is gone: nothing is caught, nothing is tidied up."""
-
-
 @pytest.mark.parametrize("calls", [0, 1, 30, 56, 57, 61, 80, 113])
 def test_a_conversion_that_is_killed_anywhere_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
@@ -165,33 +164,77 @@ def test_a_conversion_that_is_killed_anywhere_goes_on_to_the_same_bytes(
     assert len(written) <= 2 * 57 - calls + 18
 
 
-@pytest.mark.parametrize("moves", range(12))
-def test_a_conversion_that_is_killed_in_its_last_steps_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_conversion_that_is_killed_at_any_of_its_last_steps_ends_complete(tmp_path: Path, replaces: bool) -> None:
+    """Also where the manifest is already there and only the working folder is being removed."""
+    packing, whole, out, made = Packing(max_samples=3), tmp_path / "whole", tmp_path / "out", tmp_path / "made"
+    source = Numbers(6)
+    convert(source, whole, packing)
+    convert(Numbers(9), tmp_path / "larger", packing)
+    with killed_in_last_steps(0), pytest.raises(Killed):
+        convert(source, made, packing)  # everything but the last steps
+    for step in range(100):
+        shutil.rmtree(out, ignore_errors=True)
+        if replaces:
+            shutil.copytree(tmp_path / "larger", out)
+        shutil.copytree(made, out, dirs_exist_ok=True)
+        try:
+            with killed_in_last_steps(step):
+                convert(source, out, packing, overwrite=replaces)
+        except Killed:
+            if (out / "manifest.json").exists() and not replaces:
+                assert not verify(find_manifest(out), samples=None), f"{step}: no manifest before the shards are there"
+            try:
+                convert(source, out, packing, overwrite=replaces)
+            except FileExistsError as error:
+                assert "already holds a data set" in str(error)  # noqa: PT017
+            assert content(out) == content(whole), f"killed before change {step}"
+            assert not verify(find_manifest(out), samples=None)
+            continue
+        break
+    assert step > 20, "every shard, index, report and file of the working folder is a step"
+    assert content(out) == content(whole)
+
+
+def test_another_conversion_may_follow_one_that_only_had_to_tidy_up(tmp_path: Path) -> None:
+    packing = Packing(max_samples=6)
+    with monkey_rename(), pytest.raises(Killed):
+        convert(Numbers(), tmp_path / "out", packing)
+    with pytest.raises(FileExistsError, match="already holds a data set"):
+        convert(Numbers(30), tmp_path / "out", packing)
+    with pytest.raises(FileExistsError, match="already holds a data set"):
+        convert(Numbers(), tmp_path / "out", packing, fresh=True)
+    assert convert(Numbers(30), tmp_path / "out", packing, overwrite=True).manifest.total == 30
+    convert(Numbers(30), tmp_path / "whole", packing)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@contextlib.contextmanager
+def monkey_rename() -> Iterator[None]:
+    """Die when the working folder is put away."""
+
+    def dying(*arguments: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", dying)
+        yield
+
+
+def test_shards_that_vanished_from_the_working_folder_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packing = Packing(max_samples=6)
     convert(Numbers(), tmp_path / "whole", packing)
-    convert(Numbers(30), tmp_path / "out", packing)  # a larger data set, which is replaced
-    done, real = 0, os.replace
-
-    def dying(source: Any, target: Any) -> None:
-        nonlocal done
-        if Path(target).parent == tmp_path / "out":
-            if done == moves:
-                raise Killed
-            done += 1
-        real(source, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_gen.data.convert.journal.os.replace", dying)
-        if moves < 11:
-            with pytest.raises(Killed):
-                convert(Numbers(), tmp_path / "out", packing, overwrite=True)
-            assert not (tmp_path / "out" / "manifest.json").exists(), "no manifest before the shards are there"
-        else:
-            convert(Numbers(), tmp_path / "out", packing, overwrite=True)
-    if moves < 11:
-        convert(Numbers(), tmp_path / "out", packing, overwrite=True)
+        patch.setattr(Journal, "make_ready", lambda *a: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            convert(Numbers(), tmp_path / "out", packing)
+    work = tmp_path / "out" / ".convert"
+    (work / "train-000001.tar").unlink()
+    (work / "train-000002.idx").unlink()
+    next(iter(work.glob("spool.*.tar"))).unlink()
+    convert(Numbers(), tmp_path / "out", packing)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 

@@ -69,15 +69,21 @@ def test_sixteen_bits_keep_the_high_byte() -> None:
     assert pixels(rgb16([[(0x1234, 0xFF00, 0x00FF)]])) == [[[0x12, 0xFF, 0x00]]]
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_file(width: int, height: int, colour: int, raw: bytes, extra: bytes = b"") -> bytes:
+    """A 16-bit PNG of some colour type, which PIL cannot write."""
+    head = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    body = extra + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + body
+
+
 def rgb16(rows: list[list[tuple[int, int, int]]]) -> bytes:
-    """A 16-bit colour PNG, which PIL cannot write."""
+    """A 16-bit colour PNG."""
     raw = b"".join(b"\0" + b"".join(struct.pack(">3H", *p) for p in row) for row in rows)
-    head = struct.pack(">IIBBBBB", len(rows[0]), len(rows), 16, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return png_file(len(rows[0]), len(rows), 2, raw)
 
 
 def test_cmyk() -> None:
@@ -224,3 +230,7 @@ def test_sixteen_bit_pgm_and_transparent_grey() -> None:
     values = np.array([[0, 0x1200, 0xFFFF]], dtype=">u2")
     grey = np.asarray(decode(b"P5 3 1 65535\n" + values.tobytes()))
     assert grey[0, :, 0].tolist() == [0, 0x12, 0xFF]
+    # Transparent where all 16 bits are those of the transparent grey, not the high byte alone.
+    raw = b"".join(b"\0" + struct.pack(">3H", *row) for row in [(0x1234, 0x1200, 0x1234), (0, 0x3412, 0xFF00)])
+    transparent = png_file(3, 2, 0, raw, chunk(b"tRNS", struct.pack(">H", 0x1234)))
+    assert np.asarray(decode(transparent))[:, :, 0].tolist() == [[255, 0x12, 255], [0, 0x34, 0xFF]]

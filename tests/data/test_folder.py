@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageFile
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.cli import main
 from lightning_gen.data.folder import FolderDataModule
+from lightning_gen.data.image_folder import ImageFolderDataModule
 from lightning_gen.data.quarantine import SampleError
 from lightning_gen.training.machine import GIB, Machine
 from lightning_gen.training.preflight import check
@@ -46,6 +48,40 @@ def test_damaged_files_are_left_out_and_named_at_the_end(folder: Path, workers: 
         module.teardown()
     assert "b.png: the picture cannot be decoded" in str(e.value) and "trip/d.png: " in str(e.value)
     module.teardown()  # said once
+
+
+def test_a_link_that_leads_nowhere_is_named_and_a_folder_is_no_picture(folder: Path) -> None:
+    for name in ("b.png", "trip/d.png"):
+        (folder / name).unlink()
+    (folder / "folder.png").mkdir()
+    (folder / "folder.png" / "inside.png").write_bytes(encoded(picture(5)))
+    os.mkfifo(folder / "pipe.png")  # to open it would wait for ever
+    assert keys(FolderDataModule(str(folder), patch_size=8)) == [
+        "a.png",
+        "c.png",
+        "folder.png/inside.png",
+        "trip/e.png",
+    ]
+    (folder / "trip" / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "linked.png").symlink_to("a.png")
+    with pytest.raises(SampleError, match=r"trip/gone\.png: .*No such file"):
+        keys(FolderDataModule(str(folder), patch_size=8))
+
+
+def test_a_training_folder_counts_a_link_that_leads_nowhere_as_a_bad_sample(folder: Path) -> None:
+    (folder / "trip" / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "trip" / "folder.png").mkdir()
+    for name in ("b.png", "trip/d.png"):
+        (folder / name).unlink()
+    options = {"resolution": 16, "global_batch_size": 2, "bucket_step": 8, "max_bad_fraction": 0.5}
+    made = ImageFolderDataModule(str(folder), str(folder), **options)
+    used = {key for k in range(4) for batch in made.train_loader(k) for key in batch.key}
+    assert used <= {"a.png", "c.png", "trip/e.png"}
+    assert made.counters()["bad"] == 1
+    seen = [
+        (k, ok) for batch in made.evaluation_loader() for k, ok in zip(batch.key, batch.valid.tolist(), strict=True)
+    ]
+    assert sorted(key for key, ok in seen if ok) == ["a.png", "c.png", "trip/e.png"]
 
 
 def test_nothing_is_said_of_a_folder_in_order(folder: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.loader import PlanLoader
 from lightning_gen.data.modules import ShardDataModule
-from lightning_gen.data.quarantine import DataError, Quarantine, read_quarantine
+from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.transforms import token_count
 from lightning_gen.data.writing import write_shards
 from lightning_gen.nn.tokens import Tokens, unpatchify
@@ -356,28 +356,6 @@ def test_an_index_that_lies_about_sizes_leads_to_a_replacement_not_to_a_longer_r
     made = module(tmp_path, pad_to="longest", crop_probability=0.0, max_bad_fraction=1.0, max_bad_per_shard=99)
     with pytest.raises(DataError, match="the index says otherwise"):
         list(made.train_loader())
-
-
-def test_quarantine_writes_once_and_reads_back(tmp_path: Path) -> None:
-    from lightning_gen.data.quarantine import BadSample
-
-    path = tmp_path / "run" / "quarantine.jsonl"
-    for _ in range(2):  # the second time as a resumed run
-        quarantine = Quarantine(10_000, path=path)
-        for key in ("a", "b", "a"):
-            quarantine.report(BadSample("x.tar", key, 1, "sample", "undecodable"))
-        quarantine.report(BadSample("y.tar", "", 2, "shard", "truncated", samples=5))
-        quarantine.report(BadSample("y.tar", "c", 2, "sample", "known already"))
-        assert quarantine.bad == 7
-    assert len(path.read_text().splitlines()) == 3
-    assert read_quarantine(path) == {("x.tar", "a"), ("x.tar", "b"), ("y.tar", "")}
-    path.write_text("{}\n")
-    with pytest.raises(DataError, match="line 1 is not a quarantine record"):
-        read_quarantine(path)
-    with pytest.raises(ValueError, match="fraction in"):
-        Quarantine(10, 2.0)
-    with pytest.raises(DataError, match="allows 0"):
-        Quarantine(10, 0.0).report(BadSample("x.tar", "a", 1, "sample", "bad"))
 
 
 def test_a_quarantine_list_is_left_out_of_the_next_plan(tmp_path: Path) -> None:

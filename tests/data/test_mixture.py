@@ -14,7 +14,7 @@ from lightning_gen.data.buckets import AspectBuckets
 from lightning_gen.data.images import TextImageDataModule
 from lightning_gen.data.joining import WeightedShards, weighted
 from lightning_gen.data.layout import Layout, MixedSet
-from lightning_gen.data.mixture import SampleMixture, shares
+from lightning_gen.data.mixture import BatchMixture, SampleMixture, shares
 from lightning_gen.data.modules import ShardDataModule
 from lightning_gen.data.plan import Plan, Planner, rank_part
 from lightning_gen.data.quarantine import DataError
@@ -101,6 +101,38 @@ def test_with_buckets_whole_batches_take_turns() -> None:
             assert len(set((step.index >= 100).tolist())) == 1
             owners.append(bool(step.index[0] >= 100))
     assert abs(np.mean(owners) - 0.25) < 1 / len(owners) * 2
+
+
+def test_with_buckets_sets_go_on_from_plan_to_plan_where_they_were() -> None:
+    """Every set's batches come once in each of its passes, although plans end in the middle of them."""
+    sizes = np.array([[8, 8], [8, 16]] * 60)[:115]
+    layout = Layout(COUNTS, 5, sets=SETS, buckets=AspectBuckets(16, 4), sizes=lambda: sizes)
+    made = Planner(layout, "data", [BudgetStage(9, 4)])
+    plans = [made.plan(k) for k in range(9)]
+    assert len({plan.first_sample for plan in plans}) == 9
+    seen = taken(plans)
+    schedule = made.schedule(0)
+    assert isinstance(schedule, BatchMixture)
+    for order, first, last in zip(schedule.orders, (0, 100), (100, 115), strict=True):
+        own = seen[(seen >= first) & (seen < last)]
+        length = order.steps * 4
+        assert plans[0].steps % order.steps, "plans and passes end at different places"
+        for turn in range(len(own) // length):
+            assert len(set(own[turn * length : (turn + 1) * length].tolist())) == length
+        expected = np.concatenate([order.step(*divmod(t, order.steps)).index for t in range(len(own) // 4)])
+        assert np.array_equal(own, expected)
+
+
+def test_the_sets_of_a_mixture_have_orders_of_their_own() -> None:
+    """Two sets of one size would else come in step: picture n of one always beside picture n of the other."""
+    sets = [MixedSet(3, 1.0), MixedSet(3, 1.0)]
+    for buckets in (None, AspectBuckets(16, 4)):
+        layout = Layout([20] * 6, 5, sets=sets, buckets=buckets, sizes=lambda: np.full((120, 2), 16))
+        plan = Planner(layout, "data", [BudgetStage(9, 4)]).plan(0)
+        seen = taken([plan])
+        first, second = seen[seen < 60], seen[seen >= 60] - 60
+        length = min(len(first), len(second))
+        assert length >= 40 and (first[:length] == second[:length]).mean() < 0.2
 
 
 def test_a_mixture_of_one_shape_spreads_its_sets_over_the_batch() -> None:

@@ -80,6 +80,23 @@ def test_batches_hold_the_winner_first(tmp_path: Path) -> None:
             assert batch.gap[row].item() == pytest.approx(number / 10 * (1 if label == 1.0 else -1))
 
 
+def test_the_winner_decides_the_bucket(tmp_path: Path) -> None:
+    wide, tall = encoded(picture(0, kinds.WIDE)), encoded(picture(1, kinds.TALL))
+    labels = (1.0, 0.0, 0.5, 0, 1)
+    records = [json.dumps({"label_0": label, "caption": "c"}).encode() for label in labels]
+    pairs = [(f"p{n}", {"0.png": wide, "1.png": tall, "json": record}) for n, record in enumerate(records)]
+    write_shards(pairs, tmp_path)
+    options = {"resolution": 32, "global_batch_size": 1, "bucket_step": 8, "max_ratio_gap": 9.0, "ties": "keep"}
+    made = PreferenceDataModule(str(tmp_path), **options)
+    source = made._set("train").source
+    expected = [kinds.WIDE if label >= 0.5 else kinds.TALL for label in labels]
+    assert source.sizes(np.arange(5)).tolist() == [list(size) for size in expected]
+    assert source.sizes(np.array([3, 0])).tolist() == [list(kinds.TALL), list(kinds.WIDE)]
+    for batch in made.train_loader():
+        height, width = batch.winner.images.shape[2:]
+        assert (height > width) == (labels[int(batch.winner.index[0])] < 0.5)
+
+
 def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="lightning_gen.data.preferences"):
         made = kinds.pick_a_pic(tmp_path, min_confidence=0.7)

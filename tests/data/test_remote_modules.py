@@ -110,18 +110,33 @@ def test_a_stream_resumes_exactly_where_it_is_not_mixed(tmp_path: Path) -> None:
         other.load_state_dict(loader.state_dict())
 
 
-def test_undecodable_samples_of_a_stream_are_passed_over_and_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_samples_of_a_stream_are_passed_over_and_counted(tmp_path: Path, workers: int) -> None:
     samples = [sample(number) for number in range(20)]
     samples[7][1]["png"] = b"not a picture"
     write_shards(samples, tmp_path, max_samples=10)
     where = f"{tmp_path}/train-{{000000..000001}}.tar|20"
-    made = module(where, access="stream", max_bad_fraction=0.2)
+    made = module(where, access="stream", max_bad_fraction=0.2, num_workers=workers)
     keys = [key for batch in made.train_loader() for key in batch.key]
     assert len(keys) == 20 and "s00007" not in keys
     assert made.counters()["bad"] == 1
-    strict = module(where, access="stream", max_bad_fraction=0.0)
+    made.teardown()
+    assert made.counters()["bad"] == 1 and made.counters()["bytes"] > 0, "also when all is over"
+    strict = module(where, access="stream", max_bad_fraction=0.0, num_workers=workers)
     with pytest.raises(DataError, match="s00007"):
         list(strict.train_loader())
+
+
+def test_workers_of_a_stream_share_the_limit_without_a_list(tmp_path: Path) -> None:
+    """Each of the two finds one bad sample, which is allowed; both together are too many."""
+    samples = [sample(number) for number in range(40)]
+    for number in (3, 23):
+        samples[number][1]["png"] = b"not a picture"
+    write_shards(samples, tmp_path, max_samples=20)
+    where = f"{tmp_path}/train-{{000000..000001}}.tar|40"
+    made = module(where, access="stream", max_bad_fraction=0.03, num_workers=2)
+    with pytest.raises(DataError, match=r"2 of 40 samples are bad.*train-000000\.tar, train-000001\.tar"):
+        list(made.train_loader())
 
 
 def test_captions_from_a_pipe(tmp_path: Path) -> None:

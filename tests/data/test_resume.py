@@ -319,6 +319,7 @@ def test_the_same_module_serves_a_new_trainer_from_the_start(data: Path, tmp_pat
         assert trainer.callback_metrics["data/bytes"] > 0
         assert trainer.callback_metrics["data/bad"] == 0
         assert trainer.callback_metrics["data_epoch/bytes"] > 0
+        assert module.counters()["bytes"] >= trainer.callback_metrics["data_epoch/bytes"], "they outlive the workers"
         last = list(module.train_loader(1))[0]  # the sixth step of the run
         padding = 1 - last.images.mask.float().mean().item()
         assert 0 < padding < 1

@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 
 from lightning_gen.data.convert.image_folder import write_image_folder
+from lightning_gen.data.dataset import Request, SampleDataset
 from lightning_gen.data.decode import picture_size
 from lightning_gen.data.finding import expand_pattern, find_manifest, missing_data
 from lightning_gen.data.index import ShardIndex, index_tar
 from lightning_gen.data.manifest import Manifest, verify_shards
+from lightning_gen.data.native import NativeRecipe
 from lightning_gen.data.quarantine import SampleError, ShardError
 from lightning_gen.data.remote.cache import ShardCache
 from lightning_gen.data.shards import IndexedShards
+from lightning_gen.data.sources import PictureFields, ShardSource
 from lightning_gen.data.tarfiles import split_name
 from lightning_gen.data.writing import write_shards
 from tests.data.samples import encoded, picture, sample, samples, shards
@@ -364,8 +367,82 @@ def test_changed_manifest_and_index_are_noticed(tmp_path: Path) -> None:
         Manifest.load(path)
     idx = (tmp_path / "train-000000.idx").read_bytes()
     for bad in (idx[:-1], idx[:40], b"x" + idx, idx + b"x"):
-        with pytest.raises(ShardError, match="delete it"):
+        with pytest.raises(ShardError, match=r"some\.idx is damaged .* lightning data index"):
             ShardIndex.from_bytes(bad, "some.idx")
+
+
+def changed(idx: bytes, how: str) -> bytes:
+    """An index of the same length with something else in it."""
+    head = idx.index(b"\n", idx.index(b"\n") + 1) + 1
+    table = ShardIndex.from_bytes(idx)
+    heights = head + 2 * table.offsets.nbytes
+    place = {"offset": head, "size": head + table.offsets.nbytes, "height": heights, "key": len(idx) - 2}[how]
+    value = {"offset": (1 << 60), "size": (1 << 62), "height": 300 << 32 | 300}.get(how)
+    new = b"\xff" if value is None else value.to_bytes(8, "little")
+    return idx[:place] + new + idx[place + len(new) :]
+
+
+@pytest.mark.parametrize("how", ["offset", "size", "height", "key", "cut", "missing"])
+def test_a_local_index_that_is_not_the_manifests_is_named_and_nothing_waits(tmp_path: Path, how: str) -> None:
+    manifest = shards(tmp_path, 27, 9)
+    path = manifest.idx_path(1)
+    idx = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(idx[:-3] if how == "cut" else changed(idx, how))
+    reader = IndexedShards(manifest, timeout=5.0)
+    began = time.monotonic()
+    for ask in (lambda: reader[12], lambda: reader.key(12), lambda: reader.sizes([12])):
+        with pytest.raises(ShardError, match=r"train-000001\.idx .*lightning data index FOLDER --overwrite"):
+            ask()
+    assert time.monotonic() - began < 4
+    assert reader[0] == sample(0)[1] and reader[26] == sample(26)[1], "other shards are as good as before"
+    assert [problem.split(" has ")[0].split(" is ")[0] for problem in verify_shards(manifest)] == [f"index {path}"]
+    # The same shard is bad in a loader: by its name, with all its samples.
+    source = ShardSource(reader, PictureFields())
+    assert source.name(12) == ("train-000001.tar", "row 3")
+    found = SampleDataset(source, NativeRecipe(8), 0)[Request(12, 0, 9, 9, True)]
+    assert {(bad.shard, bad.key, bad.kind, bad.samples) for bad in found.bad} == {("train-000001.tar", "", "shard", 9)}
+
+
+@pytest.mark.parametrize("how", ["offset", "size", "key", "ends", "fields", "samples"])
+def test_an_index_that_points_out_of_its_tar_is_damaged_whatever_its_hash(tmp_path: Path, how: str) -> None:
+    """Also where somebody has written hash and manifest for it."""
+    index = ShardIndex.from_bytes(shards(tmp_path, 9, 9).idx_path(0).read_bytes())
+    lies = {
+        "offset": {"offsets": np.where(np.arange(9)[:, None] == 4, -1, index.offsets)},
+        "size": {"sizes": np.full_like(index.sizes, index.tar_bytes)},
+        "key": {"key_block": index.key_block[:-1] + b"\xff"},
+        "ends": {"key_ends": index.key_ends[::-1]},
+    }
+    data = ShardIndex(**{**vars(index), **lies.get(how, {})}).to_bytes()
+    if how == "fields":
+        data = data.replace(b'"fields": ["cls", ', b'"fields": [1, ')
+    if how == "samples":
+        data = data.replace(b'"num_samples": 9', b'"num_samples": -1')
+    with pytest.raises(ShardError, match=r"some\.idx is damaged"):
+        ShardIndex.from_bytes(data, "some.idx")
+    halves = dataclasses.replace(index, key_block="äbcdefghi".encode(), key_ends=np.arange(1, 10) + (np.arange(9) == 8))
+    with pytest.raises(ShardError, match="begins inside a letter"):
+        ShardIndex.from_bytes(halves.to_bytes(), "some.idx")
+
+
+@pytest.mark.parametrize("error", [MemoryError, OverflowError("too large"), KeyboardInterrupt])
+def test_whatever_a_read_raises_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def broken(*arguments: int) -> bytes:
+        raise error
+
+    reader = IndexedShards(shards(tmp_path, 9, 9), timeout=20.0, retries=0)
+    monkeypatch.setattr("lightning_gen.data.shards._NOWAIT", 0)
+    began = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_gen.data.reading.os.pread", broken)
+        with pytest.raises((ShardError, KeyboardInterrupt)):
+            _ = reader[4]
+    assert time.monotonic() - began < 5, "the thread answers and goes on"
+    assert reader[4] == sample(4)[1]
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

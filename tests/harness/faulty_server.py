@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import http.server
 import os
 import re
 import socket
 import struct
+import termios
 import threading
 import time
 from collections import defaultdict
@@ -109,11 +111,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault == "stall":
                 closing.wait(20)
             elif fault == "reset":
-                time.sleep(0.05)  # so that what was written arrives before the connection is gone
+                _until_arrived(self.connection)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
         else:
             self.wfile.write(data)
+
+
+def _until_arrived(connection: socket.socket, seconds: float = 5.0) -> None:
+    """Wait until the other side's kernel has all that was written: a reset throws away what still waits on this side.
+
+    However long the other process does not run, and as long as that takes, since its buffer may be full.
+    """
+    end, waiting = time.monotonic() + seconds, 1
+    while waiting and time.monotonic() < end:
+        time.sleep(0.002)
+        waiting = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -25,7 +25,7 @@ from lightning_gen.data.quarantine import ShardError
 from lightning_gen.data.tarfiles import split_name, walk_bytes
 from lightning_gen.data.writing import ShardWriter
 
-__all__ = ["SecondPass", "ShardTask", "cut_shards", "finished_shard"]
+__all__ = ["SecondPass", "ShardTask", "cut_shards", "finished_shard", "is_whole"]
 
 _END_MARK = 10_240
 _OPEN_FILES = 128
@@ -80,13 +80,28 @@ def finished_shard(folder: Path, name: str) -> Shard | None:
         name: of the tar.
 
     Returns:
-        The manifest's line; None = it was not finished.
+        The manifest's line; None = it was not finished, or its tar is gone.
     """
     path = (folder / name).with_suffix(".json")
     if not path.is_file():
         return None
     row = json.loads(path.read_text(encoding="utf-8"))
-    return Shard(**{**row, "alternates": tuple(row["alternates"])})
+    shard = Shard(**{**row, "alternates": tuple(row["alternates"])})
+    return shard if is_whole(folder, shard) else None
+
+
+def is_whole(folder: Path, shard: Shard) -> bool:
+    """Whether a shard that was finished is still there.
+
+    Args:
+        folder: the working folder.
+        shard: the manifest's line for it.
+
+    Returns:
+        True = tar and index are there, and the tar has its size.
+    """
+    tar = folder / shard.url
+    return tar.is_file() and tar.stat().st_size == shard.bytes and (folder / shard.idx).is_file()
 
 
 @dataclasses.dataclass(frozen=True)

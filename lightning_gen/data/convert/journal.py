@@ -1,7 +1,8 @@
 """The working folder of a conversion: what is done already, whether it may be continued, and how it is finished.
 
 Nothing appears in the output folder before everything is there. The last steps can be repeated: whoever is killed
-between two of them does the rest when it is started again.
+between two of them does the rest when it is started again. The list of what was made stays in the working folder until
+that folder has lost its name as a whole, so no half of it is ever taken for work that is still to be done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from lightning_gen.data.convert.spool import Spool
 from lightning_gen.data.index import replace_file
@@ -22,7 +23,7 @@ from lightning_gen.data.quarantine import DataError, ShardError
 
 __all__ = ["Journal"]
 
-_WORK = ".convert"
+_WORK, _REST = ".convert", ".convert.done"
 
 
 class Journal:
@@ -35,6 +36,9 @@ class Journal:
         overwrite: replace a data set that is in the way.
         fresh: throw away what an interrupted conversion has done, under whatever plan.
     """
+
+    reports: ClassVar[tuple[str, ...]] = ("conversion.json", "_info.json")
+    """Files of the working folder that go beside the manifest."""
 
     def __init__(
         self, out: Path, name: str, plan: Mapping[str, Any], overwrite: bool = False, fresh: bool = False
@@ -54,15 +58,23 @@ class Journal:
         Raises:
             FileExistsError: something is in the way and may not be overwritten, or another process holds the folder.
         """
-        self._refuse_finished()
+        shutil.rmtree(self.out / _REST, ignore_errors=True)
+        if not self._only_tidying:
+            self._refuse_finished()
         if not (self.work / "plan.json").exists():
             self._refuse_tars()
+        there = self.out.exists()
         self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / "lock").open("wb") as file:
-            _lock(file, self.out)
-            self._refuse_finished()
-            self._continue_or_begin()
-            yield
+        try:
+            with (self.work / "lock").open("wb") as file:
+                _lock(file, self.out)
+                if not self._only_tidying:
+                    self._refuse_finished()
+                    self._continue_or_begin()
+                yield
+        finally:
+            if not there:
+                self._remove_empty()
 
     @property
     def is_ready(self) -> bool:
@@ -88,16 +100,45 @@ class Journal:
         """
         for path in self.work.glob("spool.*"):
             path.unlink()
-        self._remove_old()
+        if not self._is_delivered:
+            self._remove_old()
         for path in sorted(self.work.glob(f"{self.name}-*")):
             if path.suffix in (".tar", ".idx"):
                 os.replace(path, self.out / path.name)
-        # The manifest last: with it the folder is a data set.
-        for name in ("conversion.json", "_info.json", "manifest.json"):
+        for name in self.reports:
             if (self.work / name).is_file():
                 os.replace(self.work / name, self.out / name)
-        shutil.rmtree(self.work)
+        # The manifest last: with it the folder is a data set. It is copied: while the working folder has its name, it
+        # must say that nothing in it is to be made again.
+        replace_file(self.out / "manifest.json", (self.work / "manifest.json").read_bytes())
+        os.rename(self.work, self.out / _REST)
+        shutil.rmtree(self.out / _REST, ignore_errors=True)
         return Manifest.load(self.out / "manifest.json")
+
+    @property
+    def _is_delivered(self) -> bool:
+        """Whether the output folder has the manifest that was made here."""
+        made, there = self.work / "manifest.json", self.out / "manifest.json"
+        return made.is_file() and there.is_file() and made.read_bytes() == there.read_bytes()
+
+    @property
+    def _only_tidying(self) -> bool:
+        """Whether this very conversion is complete but for the working folder."""
+        return not self.fresh and self._is_delivered and not self._differs()
+
+    def _differs(self) -> list[str]:
+        """In what the plan of the work that is there is another one."""
+        try:
+            found: dict[str, Any] = json.loads((self.work / "plan.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = {}
+        return sorted(key for key in {*found, *self._plan} if found.get(key) != self._plan.get(key))
+
+    def _remove_empty(self) -> None:
+        """Folders that were made for nothing: no trace of a conversion that was refused before it did anything."""
+        for path in (self.work, self.out):
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
     def _refuse_finished(self) -> None:
         if (self.out / "manifest.json").exists() and not self.overwrite:
@@ -115,18 +156,15 @@ class Journal:
 
     def _continue_or_begin(self) -> None:
         path = self.work / "plan.json"
-        if path.exists():
-            try:
-                found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                found = {}
-            differs = sorted(key for key in {*found, *self._plan} if found.get(key) != self._plan.get(key))
-            if differs and not self.fresh:
-                raise FileExistsError(
-                    f"{self.work} holds an unfinished conversion with another {' and '.join(differs)}: start it again "
-                    "as it was started then, or give --fresh to throw its progress away"
-                )
-        if self.fresh:
+        differs = self._differs() if path.exists() else []
+        # What is delivered already is no work that could be lost.
+        begin = self.fresh or (bool(differs) and self._is_delivered)
+        if differs and not begin:
+            raise FileExistsError(
+                f"{self.work} holds an unfinished conversion with another {' and '.join(differs)}: start it again "
+                "as it was started then, or give --fresh to throw its progress away"
+            )
+        if begin:
             for old in self.work.iterdir():
                 if old.name != "lock":
                     old.unlink()

@@ -61,9 +61,10 @@ class Packing:
 
     def __post_init__(self) -> None:
         check_split_name(self.name)
-        for what, value in (("size", self.max_bytes), ("samples", self.max_samples), ("limit", self.limit)):
+        for what in ("max_bytes", "max_samples", "limit"):
+            value = getattr(self, what)
             if value is not None and value < 1:
-                raise ValueError(f"the largest {what} is at least 1, got {value}")
+                raise ValueError(f"{what} is at least 1, got {value}")
 
     def pack(self, record: Record) -> Packed:
         """Give a record its final bytes.

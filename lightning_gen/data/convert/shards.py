@@ -10,6 +10,7 @@ from typing import Any
 from lightning_gen.data.convert.records import Part, Record, Skipped, split_pictures
 from lightning_gen.data.convert.wds import safe_key
 from lightning_gen.data.manifest import Manifest
+from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.shards import IndexedShards
 
 __all__ = ["ShardsSource"]
@@ -53,13 +54,25 @@ class ShardsSource:
 
         Returns:
             The parts in order.
+
+        Raises:
+            DataError: a field is asked for that no sample has.
         """
+        self._require_fields()
         parts, first = list[Part](), 0
         for number, shard in enumerate(self.manifest.shards):
             stamp = f"{shard.bytes}:{shard.idx_sha256}"
             parts.append(Part(shard.name, first, shard.num_samples, stamp, (number,)))
             first += shard.num_samples
         return parts
+
+    def _require_fields(self) -> None:
+        if self.fields is None:
+            return
+        reader = IndexedShards(self.manifest)
+        there = {field for number in range(len(self.manifest.shards)) for field in reader.index(number).fields}
+        if missing := sorted(self.fields - there):
+            raise DataError(f"no sample has {', '.join(missing)}: the fields are {', '.join(sorted(there))}")
 
     def read(self, part: Part) -> Iterator[Record | Skipped]:
         """Read a shard.

@@ -81,10 +81,10 @@ class Spool:
             number: of the part.
 
         Returns:
-            Its report; None = it was not finished.
+            Its report; None = it was not finished, or its tar is gone.
         """
         path = self.tar(number).with_suffix(".json")
-        if not path.is_file():
+        if not path.is_file() or not self.tar(number).is_file():
             return None
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return SpooledPart(data["samples"], tuple(data["fields"]), Tally.from_json(data))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from lightning_gen.data.convert.gather import is_whole
 from lightning_gen.data.convert.journal import Journal
 from lightning_gen.data.index import replace_file
 from lightning_gen.data.latents.fields import MIRRORED, PLAIN
@@ -48,6 +48,8 @@ class LatentJournal(Journal):
     The arguments are those of :class:`~lightning_gen.data.convert.journal.Journal`.
     """
 
+    reports: ClassVar[tuple[str, ...]] = (LEFT_OUT, RECORD, "_info.json")
+
     def tar(self, number: int) -> Path:
         """Where a shard is written.
 
@@ -66,7 +68,7 @@ class LatentJournal(Journal):
             number: of the shard.
 
         Returns:
-            The shard, None = it was not finished.
+            The shard, None = it was not finished, or its tar is gone.
         """
         path = self.tar(number).with_suffix(".json")
         if not path.is_file():
@@ -74,6 +76,8 @@ class LatentJournal(Journal):
         data: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         line = data["shard"]
         shard = None if line is None else Shard(**{**line, "alternates": tuple(line["alternates"])})
+        if shard is not None and not is_whole(self.work, shard):
+            return None
         return FinishedShard(shard, ChannelMoments.from_json(data["moments"]))
 
     def finish_shard(self, number: int, done: FinishedShard) -> None:
@@ -122,14 +126,3 @@ class LatentJournal(Journal):
         schema = {field: _SCHEMA.get(field, meaning) for field, meaning in known.items()}
         what = f"latents of {source.name} by {record.autoencoder}"
         Manifest(self.name, self.out, lines, schema, what).write(self.work / "manifest.json")
-
-    def finish(self) -> Manifest:
-        """Move everything into the output folder and remove the working folder.
-
-        Returns:
-            The manifest, in the output folder.
-        """
-        for name in (LEFT_OUT, RECORD):
-            if (self.work / name).is_file():
-                os.replace(self.work / name, self.out / name)
-        return super().finish()

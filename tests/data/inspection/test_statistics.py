@@ -85,7 +85,13 @@ def test_shards_that_are_gone_are_named_and_the_rest_is_counted(tmp_path: Path) 
     assert sum(found.classes.values()) == found.fields["json"] == 6
     assert found.unreadable == 0, "it is the shard that cannot be read"
     for sentence, words in zip(
-        found.damaged, ("train-000000.tar is missing", "the manifest says", "train-000003.idx is damaged"), strict=True
+        found.damaged,
+        (
+            "train-000000.tar is missing",
+            "the manifest says",
+            "train-000003.idx has other content than the manifest says",
+        ),
+        strict=True,
     ):
         assert words in sentence
         assert sentence.endswith("not all of its 6 samples are counted")

@@ -107,6 +107,17 @@ def test_what_came_before_a_break_is_not_asked_for_again(server: FaultyServer, f
     assert server.requests[1] == ("x.tar", f"bytes={len(DATA) // 2}-", "")
 
 
+def test_a_reset_of_the_test_server_loses_nothing_that_was_written(server: FaultyServer) -> None:
+    """However slow the reader is: what a test counts on must not depend on a race."""
+    (server.folder / "large.tar").write_bytes(DATA * 4)
+    server.fail("large.tar", "reset")
+    with UrlOpener(IMPATIENT).open(server.url("large.tar")) as stream:
+        first = stream.read(1)
+        time.sleep(0.3)
+        assert first + (stream.readall() or b"") == DATA * 4
+    assert server.requests[1] == ("large.tar", f"bytes={len(DATA) * 2}-", "")
+
+
 def test_chunked_answers_are_read_and_cut_ones_noticed(server: FaultyServer) -> None:
     server.fail("x.tar", "chunks", "chunks cut")
     assert read(server.url("x.tar")) == DATA

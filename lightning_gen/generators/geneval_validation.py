@@ -86,6 +86,9 @@ class GenEvalValidation:
 
         Returns:
             ``overall`` and the share of every task, ``images`` and ``prompts``, of all ranks.
+
+        Raises:
+            ValueError: a picture holds NaN or infinity; as 8-bit values it would look black or white.
         """
         score = GenEvalScore(self.detector.name, metric=geneval_metric(self.detector))
         count = len(self.prompts) * self.pictures
@@ -94,6 +97,11 @@ class GenEvalValidation:
             numbers = mine[start : start + self.batch_size]
             chosen = [self.prompts[number // self.pictures] for number in numbers]
             made = make([prompt.prompt for prompt in chosen], torch.tensor(numbers))
+            if bad := [place for place, image in enumerate(made) if not bool(image.isfinite().all())]:
+                raise ValueError(
+                    f"{len(bad)} of {len(chosen)} pictures that the model made hold NaN or infinity, the first for the "
+                    f"prompt {chosen[bad[0]].prompt!r}: such pictures are not judged; has the training diverged?"
+                )
             results = self.judge(signed_to_uint8(made).cpu(), chosen)
             places = [divmod(number, self.pictures) for number in numbers]
             score.update(results, [prompt for prompt, _ in places], [picture for _, picture in places])

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_gen.backbones.text import FrozenTextEncoder
 from lightning_gen.data.batches import ImageBatch, PromptBatch
 from lightning_gen.flow.schedules import linear_grid, shifted
-from lightning_gen.generators.dit.module import FlowMatching
+from lightning_gen.generators.dit.flow_matching import FlowMatching
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
 from lightning_gen.generators.dit.variants import dit_shape

@@ -97,7 +97,8 @@ class GenEvalValidation:
             numbers = mine[start : start + self.batch_size]
             chosen = [self.prompts[number // self.pictures] for number in numbers]
             made = make([prompt.prompt for prompt in chosen], torch.tensor(numbers))
-            if bad := [place for place, image in enumerate(made) if not bool(image.isfinite().all())]:
+            bad = (~made.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+            if bad:
                 raise ValueError(
                     f"{len(bad)} of {len(chosen)} pictures that the model made hold NaN or infinity, the first for the "
                     f"prompt {chosen[bad[0]].prompt!r}: such pictures are not judged; has the training diverged?"

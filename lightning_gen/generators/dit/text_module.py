@@ -11,17 +11,18 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.backbones.text import FrozenTextEncoder
 from lightning_gen.data.batches import ImageBatch, PromptBatch
 from lightning_gen.flow.schedules import linear_grid, shifted
 from lightning_gen.generators.dit.flow_matching import FlowMatching
+from lightning_gen.generators.dit.pixel_network import PixelTextDiT
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.geneval_validation import GenEvalValidation
-from lightning_gen.generators.spaces import LatentSpace
+from lightning_gen.generators.spaces import LatentSpace, PixelSpace
 from lightning_gen.generators.writing import Generated, GeneratedWriter
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
@@ -71,6 +72,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: turns prompts into numbers for an encoder that is trained along.
         encoder: a frozen text encoder in its place; give one of the two.
         variant: size by name, ``w160_d6_h5``, ``L``, see ``variants.dit_shape``.
+        stem_channels: channels of convolutions around the transformer, see ``PixelTextDiT``; 0 = none.
         text: size of the encoder that is trained along.
         canvas: height and width of pictures that are made without an example, in pixels.
         pictures_per_prompt: that ``predict`` makes.
@@ -98,6 +100,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: WordTokenizer | None = None,
         encoder: FrozenTextEncoder | None = None,
         variant: str = "w160_d6_h5",
+        stem_channels: int = 0,
         text: TextSize = TextSize(),  # noqa: B008 (frozen)
         canvas: tuple[int, int] = (32, 32),
         pictures_per_prompt: int = 1,
@@ -117,6 +120,8 @@ class TextLatentDiffusion(FlowMatching):
     ) -> None:
         if (tokenizer is None) == (encoder is None):
             raise ValueError("give either a tokenizer, for a text encoder that is trained along, or a frozen encoder")
+        if stem_channels and not isinstance(space, PixelSpace):
+            raise ValueError("stem_channels are for pixels: set them to 0 in the latents of an auto-encoder")
         if canvas[0] % space.patch or canvas[1] % space.patch or min(canvas) < space.patch:
             raise ValueError(f"a canvas of {canvas[0]} x {canvas[1]} is not made of patches of {space.patch} pixels")
         with torch.device("meta"):
@@ -124,8 +129,11 @@ class TextLatentDiffusion(FlowMatching):
             if tokenizer is not None:
                 words = WordEncoder(tokenizer.vocabulary_size, text.width, text.depth, text.heads, layer_scale)
             width, pooled = (text.width, text.width) if encoder is None else (encoder.width, encoder.pooled_width)
-            network = TextDiT(
-                variant, space.channels, width, pooled, words, layer_scale=layer_scale, rope_theta=rope_theta
+            rest = {"layer_scale": layer_scale, "rope_theta": rope_theta}
+            network: nn.Module = (
+                PixelTextDiT(variant, space.patch, stem_channels, width, pooled, words, **rest)
+                if stem_channels
+                else TextDiT(variant, space.channels, width, pooled, words, **rest)
             )
         learning = Learning(prediction, times, drop_rate, optimizer, schedule)
         building = Building(activation_checkpointing, compile_blocks, seed)
@@ -137,6 +145,7 @@ class TextLatentDiffusion(FlowMatching):
                 "variant": variant,
                 "channels": space.channels,
                 "patch": space.patch,
+                "stem_channels": stem_channels,
                 "text": [width, text.depth, text.heads] if encoder is None else [width],
                 "rope_theta": rope_theta,
                 "prediction": prediction,

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_gen.generators.dit.pixel_network import PixelTextDiT
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.interfaces import Conditioning
-from lightning_gen.nn.tokens import Tokens, pack, patchify
+from lightning_gen.nn.tokens import Tokens, pack, patchify, unpatchify
 from lightning_gen.training.initialisation import initialise
 from tests.harness.network import NetworkChecks, stir
 
@@ -50,6 +51,35 @@ class TestTextDiT(NetworkChecks):
     def loss(self, network: nn.Module, batch: Any) -> Tensor:
         assert isinstance(network, TextDiT)
         return velocity(network, batch)[batch.mask].float().square().mean()
+
+
+class TestPixelTextDiT(NetworkChecks):
+    def network(self) -> nn.Module:
+        return PixelTextDiT("w24_d2_h2", 2, 4, 16, 16, WordEncoder(9, 16, 2, 2, 0.5), layer_scale=0.5)
+
+    def batch(self) -> Any:
+        return states((6, 8), (6, 8), (6, 8))
+
+    def loss(self, network: nn.Module, batch: Any) -> Tensor:
+        assert isinstance(network, PixelTextDiT)
+        found: Tensor = network(batch, TIMES, network.encode_words(WORDS, WORDS > 0))
+        return found.float().square().mean()
+
+
+def test_convolutions_see_over_the_edge_of_a_patch_and_need_one_size() -> None:
+    network = TestPixelTextDiT().stirred().eval()
+    assert isinstance(network, PixelTextDiT)
+    tokens = states((6, 8), (6, 8), (6, 8))
+    text = network.encode_words(WORDS, WORDS > 0)
+    changed = tokens.values.clone()
+    changed[0, 0] += 1.0
+    before, after = network(tokens, TIMES, text), network(tokens.with_values(changed), TIMES, text)
+    assert not torch.allclose(before[0, 1], after[0, 1], atol=1e-4) and torch.equal(before[1:], after[1:])
+    image = network._pixels(tokens.values, 3, 4)
+    assert torch.equal(image, torch.stack(unpatchify(tokens)))
+    assert torch.equal(network._patches(image, 3, 4), tokens.values)
+    with pytest.raises(ValueError, match="pictures of one size"):
+        network(states(*SIZES), TIMES, text)
 
 
 def test_neighbours_and_padding_change_nothing() -> None:

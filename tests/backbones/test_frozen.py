@@ -53,17 +53,22 @@ def test_a_copy_is_a_copy(frozen: Scaled) -> None:
 def test_float32_is_full_inside_and_as_it_was_afterwards() -> None:
     matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
+    renamed = hasattr(cudnn, "conv")  # since torch 2.9
+
+    def switches() -> tuple[Any, Any]:
+        return (matmul.fp32_precision, cudnn.conv.fp32_precision) if renamed else (matmul.allow_tf32, cudnn.allow_tf32)
+
     torch.set_float32_matmul_precision("high")
     try:
-        before = matmul.fp32_precision, cudnn.conv.fp32_precision
-        assert before[0] == "tf32"
+        before = switches()
+        assert before[0] == ("tf32" if renamed else True)
         with torch.autocast("cpu", torch.bfloat16):
             with pytest.raises(ArithmeticError), full_float32(torch.device("cpu")):
-                assert (matmul.fp32_precision, cudnn.conv.fp32_precision) == ("ieee", "ieee")
+                assert switches() == (("ieee", "ieee") if renamed else (False, False))
                 assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
                 raise ArithmeticError
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-        assert (matmul.fp32_precision, cudnn.conv.fp32_precision) == before
+        assert switches() == before
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .metrics.extractors import DINOv3Extractor as DINOv3Extractor
     from .metrics.extractors import FIDInceptionV3 as FIDInceptionV3
     from .shapes.detector import ShapesDetector as ShapesDetector
+    from .shapes.encoder import ShapesEncoderTraining as ShapesEncoderTraining
     from .shapes.module import ShapesDataModule as ShapesDataModule
     from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
@@ -72,6 +73,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
     "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
     "ShapesDetector": "lightning_gen.shapes.detector",
+    "ShapesEncoderTraining": "lightning_gen.shapes.encoder",
     "ShapesTokenizer": "lightning_gen.shapes.tokenizer",
     "ShardDataModule": "lightning_gen.data.modules",
     "ShapesDataModule": "lightning_gen.shapes.module",

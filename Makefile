@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python3
 PYTEST_ARGS ?= -n 2
+# Files of benchmarks/claims that are commands: one per paper.
+CLAIM ?= $(basename $(notdir $(shell grep -l __main__ benchmarks/claims/*.py)))
 
-.PHONY: demo test lint types format
+.PHONY: demo test lint types format claims
 
 demo: $(VENV)/.extra-demo
 	$(PY) -m lightning_gen demo
@@ -22,6 +24,12 @@ types: $(VENV)/.extra-dev
 format: $(VENV)/.extra-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# CLAIM=vitok_v2 one paper, SEED=0 one seed, CLAIM_ARGS=--quick further options; an interrupted run goes on.
+claims: $(VENV)/.extra-dev
+	set -e; for claim in $(CLAIM); do \
+	  $(PY) benchmarks/claims/$$claim.py $(if $(SEED),--seed $(SEED)) $(CLAIM_ARGS); \
+	done
 
 # A stamp per extra: installed again only when the dependencies change.
 $(VENV)/.extra-%: pyproject.toml

@@ -344,7 +344,8 @@ def _outlines(alpha: Floats, visible: Bools, columns: Floats, rows: Floats) -> n
 
     Every kind is tried as the figure of the same area and centre of mass.
     """
-    total = alpha.sum((1, 2), dtype=np.float64)
+    # A region whose core colour is hardly another than the background covers next to nothing.
+    total = np.maximum(alpha.sum((1, 2), dtype=np.float64), 1e-6)
     mass_x, mass_y = (alpha.sum(1) * columns).sum(1) / total, (alpha.sum(2) * rows).sum(1) / total
     fits = []
     for kind in KINDS:

@@ -1,0 +1,191 @@
+"""What is left of a tested claim: a JSON file, a picture, and one row in RESULTS.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import os
+import platform
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from analysis import LEVEL, Finding, Numbers, Verdict
+from claim import Claim
+
+__all__ = ["as_json", "draw", "row", "with_row", "write"]
+
+_HEADING: Final = "## Claims"
+_HEAD: Final = (
+    "| claim | what the paper says | runs | differences, mean over seeds [95 % bootstrap interval] | verdict |",
+    "| --- | --- | --- | --- | --- |",
+)
+_ABOUT: Final = (
+    "Headline claims of papers at small scale, against the honest baseline (`make claims`; how: benchmarks/claims/",
+    "README.md). Numbers and picture of a row: `benchmarks/results/claim_<claim>.json` and `.png`.",
+)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file so that it is never seen half written.
+
+    Args:
+        path: its folder is made.
+        text: the content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def as_json(claim: Claim, numbers: Numbers, verdict: Verdict, seeds: Sequence[int], quick: bool) -> dict[str, Any]:
+    """Everything that was asked and found.
+
+    Args:
+        claim: the claim.
+        numbers: of all finished runs.
+        verdict: what they came to.
+        seeds: those that were planned.
+        quick: whether the budget was the quick one.
+
+    Returns:
+        Plain JSON values.
+    """
+    return {
+        "claim": claim.name,
+        "sentence": claim.sentence,
+        "source": claim.source,
+        "arms": dict(claim.arms),
+        "baseline": claim.baseline,
+        "budget": {**dataclasses.asdict(claim.quick if quick else claim.budget), "equal": claim.equal},
+        "quick": quick,
+        "seeds": {"planned": list(seeds), "complete": list(verdict.seeds)},
+        "verdict": verdict.word,
+        "because": verdict.sentence,
+        "level": LEVEL,
+        "findings": [_finding(finding) for finding in verdict.findings],
+        "numbers": {arm: {str(seed): dict(found) for seed, found in by.items()} for arm, by in numbers.items()},
+        "machine": {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        **dataclasses.asdict(finding.comparison),
+        "differences": {str(seed): value for seed, value in finding.differences.items()},
+        "mean": finding.mean,
+        "interval": finding.interval,
+        "verdict": finding.word,
+    }
+
+
+def row(claim: Claim, verdict: Verdict) -> str:
+    """The claim's line of the table.
+
+    Args:
+        claim: the claim.
+        verdict: of all its seeds.
+
+    Returns:
+        A line of Markdown.
+    """
+    runs = f"{len(claim.arms)} arms x {len(verdict.seeds)} seeds, {claim.budget}; {claim.equal}"
+    told = "<br>".join(finding.told for finding in verdict.findings)
+    date = datetime.date.today().isoformat()
+    cells = (claim.name, f"{claim.sentence} ({claim.source})", runs, told, f"**{verdict.word}**, {date}")
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def with_row(text: str, name: str, line: str) -> str:
+    """RESULTS.md with a claim's row in it: in the place of its older one, else below the other claims.
+
+    Args:
+        text: the file as it is, with or without a section about claims.
+        name: of the claim, the row's first cell.
+        line: the row.
+
+    Returns:
+        The file as it shall be.
+    """
+    lines = text.rstrip("\n").split("\n")
+    if _HEADING not in lines:
+        return "\n".join([*lines, "", _HEADING, "", *_ABOUT, "", *_HEAD, line]).lstrip("\n") + "\n"
+    start = lines.index(_HEADING) + 1
+    end = next((i for i in range(start, len(lines)) if lines[i].startswith("## ")), len(lines))
+    mine = [i for i in range(start, end) if lines[i].startswith(f"| {name} |")]
+    table = [i for i in range(start, end) if lines[i].startswith("|")]
+    if mine:
+        lines[mine[0]] = line
+    elif table:
+        lines.insert(table[-1] + 1, line)
+    else:
+        lines[start:start] = ["", *_HEAD, line]
+    return "\n".join(lines) + "\n"
+
+
+def draw(claim: Claim, numbers: Numbers, verdict: Verdict, path: Path) -> None:
+    """Draw the numbers of every arm, and the differences with their intervals.
+
+    Args:
+        claim: the claim.
+        numbers: of the finished runs.
+        verdict: with at least one complete seed.
+        path: PNG file to write.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('the plot needs matplotlib: pip install "lightning-gen[demo]"') from error
+
+    # "psnr@2x" is a psnr: numbers of one kind share an axis.
+    kinds = list(dict.fromkeys(finding.comparison.measure.partition("@")[0] for finding in verdict.findings))
+    figure = Figure(figsize=(12, 1.2 + 3.2 * len(kinds)), layout="constrained")
+    for (left, right), kind in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
+        findings = [one for one in verdict.findings if one.comparison.measure.partition("@")[0] == kind]
+        _draw_numbers(left, claim, numbers, verdict.seeds, findings, kind)
+        _draw_differences(right, findings, kind)
+    title = textwrap.fill(claim.sentence, 120)
+    figure.suptitle(f"{claim.name}, {len(verdict.seeds)} seeds: {verdict.word}\n{title}", fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def _draw_numbers(
+    axis: Any, claim: Claim, numbers: Numbers, seeds: Sequence[int], findings: Sequence[Finding], kind: str
+) -> None:
+    measures = list(dict.fromkeys(finding.comparison.measure for finding in findings))
+    for place, arm in enumerate(claim.arms):
+        color, aside = f"C{place}", 0.16 * (place - (len(claim.arms) - 1) / 2)
+        places = [spot + aside for spot in range(len(measures))]
+        values = [[numbers[arm][seed].get(measure, math.nan) for measure in measures] for seed in seeds]
+        for of_seed in values:
+            axis.plot(places, of_seed, "o", color=color, markersize=3, alpha=0.5)
+        means = [sum(column) / len(column) for column in zip(*values, strict=True)]
+        label = f"{arm} (baseline)" if arm == claim.baseline else arm
+        axis.plot(places, means, "_", color=color, markersize=14, markeredgewidth=2, label=label)
+    axis.set_xticks(range(len(measures)), measures)
+    axis.set_ylabel(kind)
+    axis.legend(fontsize=8)
+
+
+def _draw_differences(axis: Any, findings: Sequence[Finding], kind: str) -> None:
+    for place, finding in enumerate(findings):
+        values = list(finding.differences.values())
+        axis.plot(values, [place] * len(values), "o", color="0.6", markersize=4)
+        if finding.interval is not None:
+            axis.plot(finding.interval, [place, place], "-", color="C3", linewidth=2)
+        axis.plot([finding.mean], [place], "D", color="C3", markersize=5)
+        if finding.comparison.expects is not None:
+            axis.plot([finding.comparison.margin] * 2, [place - 0.3, place + 0.3], "--", color="black", linewidth=1)
+    axis.axvline(0, color="0.8", linewidth=1)
+    axis.set_yticks(range(len(findings)), [str(finding.comparison) for finding in findings], fontsize=8)
+    axis.set_ylim(len(findings) - 0.5, -0.5)
+    axis.set_xlabel(f"{kind}: seeds, mean, 95 % interval; dashed: margin", fontsize=8)

@@ -1,0 +1,73 @@
+"""One training run of a claim: the package's own modules under Lightning's Trainer, continued where it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Timer
+
+from lightning_gen.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, newest
+
+__all__ = ["train"]
+
+
+def train(
+    model: pl.LightningModule, data: pl.LightningDataModule, steps: int, folder: Path, save_every: int = 250
+) -> float:
+    """Train for a number of optimiser steps, from the folder's newest checkpoint if there is one.
+
+    Args:
+        model: filled in place.
+        data: must continue from a checkpoint, as the package's own DataModules do.
+        steps: optimiser steps in all, those before an interruption included.
+        folder: gets ``checkpoints/``.
+        save_every: optimiser steps between two checkpoints; an interruption loses at most that many.
+
+    Returns:
+        Seconds of training, by the wall clock, those before an interruption included.
+
+    Raises:
+        RuntimeError: training ended early.
+    """
+    clock = Timer(interval="step", verbose=False)
+    callbacks: list[Callback] = [clock, RunCheckpoint(every_n_train_steps=save_every)]
+    last = newest(folder / "checkpoints", "*.ckpt")
+    with _silent_lightning():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_steps=steps,
+            gradient_clip_val=1.0,
+            limit_val_batches=0,
+            reload_dataloaders_every_n_epochs=1,  # one epoch is one plan of the data
+            default_root_dir=folder,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, datamodule=data, ckpt_path=None if last is None else str(last), weights_only=True)
+    if trainer.global_step < steps:
+        raise RuntimeError(f"training under {folder} ended after {trainer.global_step} of {steps} steps")
+    return clock.time_elapsed("train")
+
+
+@contextlib.contextmanager
+def _silent_lightning() -> Iterator[None]:
+    """Without the lines about devices and the advice about workers that every one of many runs would repeat."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -7,7 +7,7 @@ from typing import cast
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
@@ -24,6 +24,9 @@ class ReconstructionMetrics(nn.Module):
     ``val/psnr`` and ``val/ssim``, distances under their protocol ids, for instance ``val/rfid/adm-tf1/50k`` or
     ``val/rfdd@5000/dinov3-b16``.
 
+    The SSIM is ViTok-v2's, ``ssim/gaussian-11-signed``: of pixels in [-1, 1] that are not rounded. That of tables is
+    another number, see ``lightning evaluate rfid``.
+
     Args:
         prefix: ``val/`` or ``test/``.
         extractors: networks whose features are compared; DINO's give rFDD, all others rFID.
@@ -32,7 +35,11 @@ class ReconstructionMetrics(nn.Module):
     def __init__(self, prefix: str, extractors: Sequence[FeatureExtractor] = ()) -> None:
         super().__init__()
         self.prefix = prefix
-        self.pixels = MetricCollection({"psnr": PeakSignalToNoise(), "ssim": StructuralSimilarity()}, prefix=prefix)
+        pixels: dict[str, Metric | MetricCollection] = {
+            "psnr": PeakSignalToNoise(),
+            "ssim": StructuralSimilarity(scale="signed"),
+        }
+        self.pixels = MetricCollection(pixels, prefix=prefix)
         self._distances = nn.ModuleList(
             ReconstructionFrechet(extractor, "rfdd" if extractor.name.startswith("dino") else "rfid")
             for extractor in extractors
@@ -53,12 +60,20 @@ class ReconstructionMetrics(nn.Module):
             target: their originals.
             valid: bool, (B,); False = repeated only to fill the batch.
             index: int64, (B,), global sample indices; a picture counts once in the distances.
+
+        Raises:
+            ValueError: an original leaves [-1, 1], or there is a distance and a reconstruction that counts holds NaN.
         """
         self.pixels.update(prediction, target, valid)
         if self.distances:
-            made, real = ([signed_to_uint8(image) for image in images] for images in (prediction, target))
+            counts = [True] * len(prediction) if valid is None else valid.tolist()
+            made, real = (
+                [signed_to_uint8(image) for image, is_counted in zip(images, counts, strict=True) if is_counted]
+                for images in (prediction, target)
+            )
+            numbers = index if valid is None else index[valid]
             for distance in self.distances:
-                distance.update(made, real, valid, index)
+                distance.update(made, real, index=numbers)
 
     def log(self, module: pl.LightningModule, batch_size: int) -> None:
         """Log PSNR and SSIM; Lightning computes them when the epoch is over.

@@ -15,6 +15,7 @@ from . import (
     evaluate_preference,
     evaluate_questions,
     evaluate_rfid,
+    evaluate_weights,
 )
 from .errors import deliberate, fail
 
@@ -28,6 +29,7 @@ _MODULES = (
     evaluate_egip,
     evaluate_preference,
     evaluate_files,
+    evaluate_weights,
 )
 _DESCRIPTION = """\
 Measure pictures that any code produced: a folder, an npz of ADM's layout, or tars.

@@ -27,12 +27,19 @@ def run(config: str, verbs: Mapping[str, argparse.ArgumentParser], guarded: Guar
         The largest code that an evaluation ended with.
 
     Raises:
-        ValueError: the file is no list of evaluations, or has a key that a verb does not know; says where.
+        ValueError: the file is no list of evaluations, has a key that a verb does not know, or an evaluation could not
+            run, see ``evaluate_checks.check_ahead``; says where.
     """
+    from .evaluate_checks import check_ahead
     from .recipes import resolve
 
     path = Path(resolve(config))
     planned = [_parsed(where, verb, keys, verbs) for where, verb, keys in _evaluations(path, verbs)]
+    made: list[Path] = []
+    for where, options in planned:
+        guarded(f"{options.verb} ({where})", _nothing_to_say(functools.partial(check_ahead, options, made.copy())))
+        if getattr(options, "out", None) is not None:
+            made.append(options.out)
     codes = []
     for where, options in planned:
         print(f"{where}: lightning evaluate {options.verb}", file=sys.stderr)
@@ -40,11 +47,19 @@ def run(config: str, verbs: Mapping[str, argparse.ArgumentParser], guarded: Guar
     return max(codes)
 
 
+def _nothing_to_say(check: Callable[[], None]) -> Callable[[], int]:
+    def checked() -> int:
+        check()
+        return 0
+
+    return checked
+
+
 def _evaluations(path: Path, verbs: Mapping[str, argparse.ArgumentParser]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _without_repeats(path.read_text(encoding="utf-8"), path)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("evaluations"), list) or not content["evaluations"]:
@@ -65,6 +80,26 @@ def _evaluations(path: Path, verbs: Mapping[str, argparse.ArgumentParser]) -> It
             name = verb if used[verb] == 1 else f"{verb}-{used[verb]}"
             keys["out"] = str(Path(str(content["out"])) / name)
         yield where, verb, keys
+
+
+def _without_repeats(text: str, path: Path) -> Any:
+    """Read YAML; of a key that is written twice it would silently keep the last value."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types here
+        """Refuses repeated keys."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen = set[str]()
+            for key, _ in node.value:
+                # As options: batch_size and batch-size are one.
+                name = str(key.value).replace("_", "-")
+                if name in seen:
+                    raise ValueError(f"{path}, line {key.start_mark.line + 1}: {key.value} is written twice")
+                seen.add(name)
+            return dict(super().construct_mapping(node, deep))
+
+    return yaml.load(text, Loader)  # noqa: S506  a SafeLoader
 
 
 def _writes_a_folder(parser: argparse.ArgumentParser) -> bool:

@@ -40,6 +40,9 @@ or whose judge never answers in the form that is asked for, counts as a failure 
 """
 
 
+_ADDRESSES = ("http://", "https://")
+
+
 def configure(verbs: Verbs) -> None:
     """Add the verb.
 
@@ -73,7 +76,7 @@ def configure(verbs: Verbs) -> None:
         help="as the official program: the judge does not see the prompt, dangling ids fail, empty rows pass",
     )
     add_out(parser)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, check=_check)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -83,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     from .data_packing import progress_bars
     from .evaluate_output import finish
 
+    _check(options)
     official = options.strict_official
     cases = read_gen_arena(options.cases, "fail" if official else "error", "pass" if official else "error")
     images = images_of(options.samples)
@@ -136,13 +140,20 @@ def _picture_of(images: ImageSet, places: dict[str, int]) -> Callable[[GenArenaC
     return picture_of
 
 
-def _judge(options: argparse.Namespace) -> Judge:
+def _check(options: argparse.Namespace) -> None:
     who: str = options.judge
-    if who.startswith(("http://", "https://")):
-        from lightning_gen.metrics.judging.http_judge import HTTPJudge
-
+    if who.startswith(_ADDRESSES):
         if options.judge_model is None:
             raise ValueError(f"--judge {who.partition('?')[0]} needs --judge-model, the model's name there")
+    elif options.workers != 1 and not is_class_path(who):
+        raise ValueError("--workers is for judges behind an address: a local model answers one question at a time")
+
+
+def _judge(options: argparse.Namespace) -> Judge:
+    who: str = options.judge
+    if who.startswith(_ADDRESSES):
+        from lightning_gen.metrics.judging.http_judge import HTTPJudge
+
         return HTTPJudge(who, options.judge_model, key_variable=options.judge_key, json_mode=not options.no_json_mode)
     if is_class_path(who):
         made: Judge = built(who, "--judge", options.judge_model)
@@ -151,8 +162,6 @@ def _judge(options: argparse.Namespace) -> Judge:
         return made
     from lightning_gen.metrics.judging.local_judge import TransformersJudge
 
-    if options.workers != 1:
-        raise ValueError("--workers is for judges behind an address: a local model answers one question at a time")
     return TransformersJudge(who, device=device_of(options.device, apple=False))
 
 
@@ -173,6 +182,9 @@ def _finding(
             *warnings,
             f"{len(errors)} cases have no verdict, the first: {errors[0]['id']}: {errors[0]['error']}",
         ]
+    complete = report.to_json()["completeness"]
+    if said := [f"{complete[kind]} {kind}" for kind in ("omitted", "undecided", "unreadable") if complete[kind]]:
+        warnings = [*warnings, f"verdicts of the judge: {', '.join(said)}; only a clear pass passes"]
     shown = [row for row in rows if str(row["id"]) in places]
     drawn = Cases(
         "share of entities and gated constraints that passed; PASS and fail are EGIP's verdict",
@@ -189,7 +201,7 @@ def _finding(
             "samples": images.fingerprint,
             "pictures": len(images),
             "cases": len(cases),
-            **report.to_json()["completeness"],
+            **complete,
         },
         rows,
         drawn if any(not row["error"] for row in shown) else None,

@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from .evaluate_options import add_out, add_work, images_of, positive, without_repeats
+from .evaluate_alpha import add_alpha, transparency, with_alpha
+from .evaluate_options import add_out, add_work, compressed, images_of, positive, without_repeats
 from .options import Examples
 
 if TYPE_CHECKING:
     from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
     from lightning_gen.metrics.features import FeatureMetric
-    from lightning_gen.metrics.image_sets import ImageSet
     from lightning_gen.metrics.reference import ReferenceStatistics
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["PUBLISHED_COUNT", "add_extractor", "configure", "reference_of"]
+__all__ = ["PUBLISHED_COUNT", "add_extractor", "configure"]
 
 _GFID_EPILOG = """\
 metrics (--metrics, several separated by commas):
@@ -32,6 +32,10 @@ examples:
   lightning evaluate gfid --samples out/ --reference stats.safetensors --extractor dinov2 --weights dinov2-large
   lightning evaluate gfid --samples 'gen-{0000..0009}.tar' --reference data/val --metrics gfid,kid --weights fid.pth
   lightning evaluate gfid --samples out/ --reference data/val --extractor my_idea.MyNetwork
+  lightning evaluate gfid --samples few/ --reference data/val --metrics kid,pr --kid-subset-size 50 --neighbours 2 ...
+
+Transparent pictures are laid over white, as in training; --alpha drop takes their hidden colours, as pytorch-fid and
+clean-fid do. A metric that needs more pictures than there are is refused before the first one is read.
 
 Published numbers count 50,000 samples; with another number the protocol id says so (gfid@2048/...). An extractor of
 yours is a class or function that is called with --weights (or without arguments) and returns a FeatureExtractor or a
@@ -51,7 +55,6 @@ PUBLISHED_COUNT: Final = 50_000
 
 _NAMES: Final = {"is": "inception_score", "pr": "precision_recall"}
 _DEFAULTS: Final = {"dinov2": ("fdd",), "dinov3": ("gfdd",), "clip": ("cmmd",)}
-_ON_FEATURES: Final = ("precision_recall", "kid", "cmmd")
 _KNOWN: Final = ("gfid", "sfid", "inception_score", "precision_recall", "kid", "cmmd", "fdd", "gfdd")
 
 
@@ -80,11 +83,15 @@ def configure(verbs: Verbs) -> None:
         "--assume-extractor", metavar="NAME", help="what a reference npz that does not say comes from (ADM's Inception)"
     )
     add_extractor(gfid)
+    add_alpha(gfid)
     details = gfid.add_argument_group("details")
     details.add_argument("--float16-distances", action="store_true", help="pr: as the ADM evaluator computes them")
     details.add_argument("--extrapolate", action="store_true", help="also FID for infinitely many samples")
     details.add_argument(
         "--kid-subset-size", type=positive, default=1000, metavar="N", help="samples in a subset of KID (%(default)s)"
+    )
+    details.add_argument(
+        "--neighbours", type=positive, default=3, metavar="K", help="pr: k, 3 in published numbers (%(default)s)"
     )
     details.add_argument("--sampling", default="", metavar="TEXT", help="guidance, steps, seeds: for the protocol card")
     add_out(gfid)
@@ -104,6 +111,7 @@ def configure(verbs: Verbs) -> None:
         "--keep-features", action="store_true", help="keep the features too, for pr, kid and cmmd (N x D numbers)"
     )
     add_extractor(statistics)
+    add_alpha(statistics)
     add_work(statistics)
     statistics.set_defaults(run=_run_statistics)
 
@@ -142,21 +150,26 @@ def _run_gfid(options: argparse.Namespace) -> int:
     from .evaluate_distances import ReferenceDistances, distance_cases
     from .evaluate_extractors import extractor_of
     from .evaluate_output import Finding, finish
+    from .evaluate_reference import ON_FEATURES, Counts, GivenReference
 
-    images = images_of(options.samples, options.count)
+    images = images_of(options.samples, options.count).with_alpha(options.alpha)
     if len(images) > PUBLISHED_COUNT:
         raise ValueError(
             f"{options.samples} has {len(images):,} pictures, published numbers count {PUBLISHED_COUNT:,}: "
             f"--count {PUBLISHED_COUNT} takes the first ones"
         )
     asked = _asked(options.metrics)
+    needs_features = not asked or any(name in ON_FEATURES for name in asked)
+    given = None if options.reference is None else GivenReference(options, needs_features)
+    sets = {"samples": images} | ({} if given is None else given.sets)
+    counts = Counts(len(images), given, options.neighbours, options.kid_subset_size)
+    counts.check(asked)
     extractor = extractor_of(options)
-    needs_features = not asked or any(name in _ON_FEATURES for name in asked)
     with progress_bars() as watch:
-        reference = None
-        if options.reference is not None:
-            reference = reference_of(options, extractor, needs_features, watch)
+        reference = None if given is None else given.load(extractor, watch)
+        counts.check(asked)
         chosen, warnings = _chosen(asked, options.extractor, extractor, reference)
+        chosen = counts.possible(chosen, warnings)
         metrics = ImageGenerationMetrics(
             extractor,
             reference,
@@ -164,6 +177,7 @@ def _run_gfid(options: argparse.Namespace) -> int:
             standard_error=True,
             extrapolate=options.extrapolate,
             half_distances=options.float16_distances,
+            neighbours=options.neighbours,
             kid_subset_size=options.kid_subset_size,
             quantisation="as stored" + (", JPEG" if images.is_lossy else ""),
             sampling=options.sampling,
@@ -176,10 +190,9 @@ def _run_gfid(options: argparse.Namespace) -> int:
             metrics.update(batch)
             done += len(batch)
             watch("samples", done, len(images))
-    if images.is_lossy:
-        warnings.append("samples are stored as JPEG, which moves these distances by itself: store PNG")
+    warnings += compressed(images) + transparency(sets, options.alpha)
     with without_repeats():
-        measured = metrics.measurements()
+        measured = with_alpha(metrics.measurements(), sets, options.alpha)
     inputs = {"samples": images.fingerprint, "order": images.rule, "extractor_sha256": extractor.fingerprint}
     scores = distances.all() if distances is not None else []
     rows = [{"name": name, "distance": score} for name, score in zip(images.names, scores, strict=False)]
@@ -192,14 +205,17 @@ def _run_statistics(options: argparse.Namespace) -> int:
 
     from .data_packing import progress_bars
     from .evaluate_extractors import extractor_of
+    from .evaluate_reference import watched
 
     if options.out.suffix not in (".safetensors", ".npz"):
         raise ValueError(f"--out {options.out}: statistics are files that end in .safetensors or .npz")
-    images = images_of(options.images, options.count)
+    images = images_of(options.images, options.count).with_alpha(options.alpha)
+    if len(images) < 2:
+        raise ValueError(f"{options.images} has 1 picture: a covariance needs at least 2")
     extractor = extractor_of(options)
     keep = ("pool",) if options.keep_features else ()
     with progress_bars() as watch:
-        batches = _watched(images, options, watch)
+        batches = watched(images, options, watch)
         found = ReferenceStatistics.from_images(batches, extractor, keep, images.fingerprint)
     found.save(options.out)
     for name, gaussian in found.gaussians.items():
@@ -207,54 +223,10 @@ def _run_statistics(options: argparse.Namespace) -> int:
         print(f"{options.out}: {name}, {len(images):,} pictures, {size} values")
         if len(images) <= size:
             print(f"warning: {len(images):,} pictures for {size} values: the covariance is singular and FID is biased")
+    for warning in transparency({"pictures": images}, options.alpha):
+        print(f"warning: {warning}")
     print(f"extractor {extractor.name}, weights {extractor.fingerprint}")
     return 0
-
-
-def reference_of(
-    options: argparse.Namespace, extractor: FeatureExtractor, needs_features: bool, watch: Any
-) -> ReferenceStatistics:
-    """What samples are compared with.
-
-    Args:
-        options: of the verb.
-        extractor: the network.
-        needs_features: keep the features of the reference, not only their moments.
-        watch: told how far it is.
-
-    Returns:
-        The statistics; those of another extractor are refused.
-    """
-    from lightning_gen.metrics.npz_arrays import read_npz
-    from lightning_gen.metrics.reference import ReferenceStatistics
-
-    path = Path(options.reference)
-    if path.suffix == ".safetensors":
-        found = ReferenceStatistics.load(path)
-        found.check(extractor)
-        return found
-    if path.suffix == ".npz":
-        _, names = read_npz(path, skip=("arr_0", "mu", "sigma", "mu_s", "sigma_s"))
-        if "mu" in names:
-            found = ReferenceStatistics.from_npz(path, None, options.assume_extractor)
-            found.check(extractor)
-            if needs_features and "arr_0" in names:
-                return ReferenceStatistics.from_npz(path, extractor, options.assume_extractor)
-            return found
-    if options.assume_extractor is not None:
-        raise ValueError("--assume-extractor is for an npz of statistics; pictures go through the extractor itself")
-    images = images_of(options.reference)
-    keep = ("pool",) if needs_features else ()
-    batches = _watched(images, options, watch, "reference")
-    return ReferenceStatistics.from_images(batches, extractor, keep, images.fingerprint)
-
-
-def _watched(images: ImageSet, options: argparse.Namespace, watch: Any, what: str = "pictures") -> Any:
-    done = 0
-    for batch in images.batches(options.batch_size, options.threads):
-        yield batch
-        done += len(batch)
-        watch(what, done, len(images))
 
 
 def _asked(given: list[str]) -> list[FeatureMetric]:

@@ -30,11 +30,12 @@ examples:
       --colors weights/clip-vit-large-patch14 --out runs/geneval
   lightning evaluate geneval --samples out/ --metadata evaluation_metadata.jsonl --detector my_idea.MyDetector
 
-SAMPLES holds NNNNN/metadata.jsonl and NNNNN/samples/0000.png, as the benchmark's own generation script writes them.
-A detector of yours is a class or function that is called with SOURCE (or without arguments) and returns something with
-`name`, `fingerprint` and the call of lightning_gen.interfaces.Detector. Every detector has its own protocol id; numbers
-of published tables come from mmdetection's Mask2Former, which none of them is. OUT/results.jsonl has the form of the
-benchmark's own script.
+SAMPLES holds NNNNN/metadata.jsonl and NNNNN/samples/0000.png, as the benchmark's own generation script writes them. A
+detector of yours is a class or function that is called with SOURCE (or without arguments) and returns something with
+`name`, `fingerprint` and the call of lightning_gen.interfaces.Detector. With `classes` it says what it knows besides
+COCO's names, with `colors(image, boxes, masks, class_name)` it names colours (lightning_gen.ShapesDetector has both).
+Every detector has its own protocol id; numbers of published tables come from mmdetection's Mask2Former, which none of
+them is. OUT/results.jsonl has the form of the benchmark's own script.
 """
 
 
@@ -74,16 +75,18 @@ def configure(verbs: Verbs) -> None:
     rules.add_argument("--position-margin", type=float, default=0.1, metavar="F", help="of extents (%(default)s)")
     add_out(parser)
     add_work(parser, batch_size=8)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, check=_check)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lightning_gen.metrics.compositional.geneval_folder import evaluate_geneval
+    from lightning_gen.metrics.compositional.geneval_folder import IncompleteError, evaluate_geneval
     from lightning_gen.metrics.compositional.geneval_objects import GenEvalRules
+    from lightning_gen.metrics.detection.coco import GENEVAL_NAMES
 
     from .data_packing import progress_bars
     from .evaluate_output import finish
 
+    _check(options)
     device = device_of(options.device, apple=False)
     rules = GenEvalRules(
         options.threshold,
@@ -92,44 +95,56 @@ def _run(options: argparse.Namespace) -> int:
         options.max_overlap,
         options.position_margin,
     )
-    detector = _OnDevice(_detector(options.detector), device)
-    colors, clip_sha256 = None, "none"
+    given = _detector(*options.detector)
+    detector = _OnDevice(given, device)
+    # A detector of another world may say what it knows, and may know colours itself.
+    classes, colors = getattr(given, "classes", GENEVAL_NAMES), getattr(given, "colors", None)
+    clip_sha256 = "none" if colors is None else "the detector"
     if options.colors is not None:
         from lightning_gen.metrics.detection.colors import ColorClassifier
         from lightning_gen.metrics.extraction.clip import load_clip
 
         colors = ColorClassifier(load_clip(options.colors, options.colors_model).to(device))
         clip_sha256 = colors.fingerprint
-    with progress_bars() as watch:
-        report = evaluate_geneval(
-            options.samples,
-            detector,
-            colors,
-            rules,
-            watch,
-            metadata=options.metadata,
-            results=None if options.out is None else options.out / "results.jsonl",
-            samples_per_prompt=options.samples_per_prompt,
-            incomplete="warn" if options.incomplete else "raise",
-            batch_size=options.batch_size,
-            details={"colors_sha256": clip_sha256},
-        )
+    try:
+        with progress_bars() as watch:
+            report = evaluate_geneval(
+                options.samples,
+                detector,
+                colors,
+                rules,
+                watch,
+                classes=classes,
+                metadata=options.metadata,
+                results=None if options.out is None else options.out / "results.jsonl",
+                samples_per_prompt=options.samples_per_prompt,
+                incomplete="warn" if options.incomplete else "raise",
+                batch_size=options.batch_size,
+                details={"colors_sha256": clip_sha256},
+            )
+    except IncompleteError as error:
+        raise ValueError(f"{error.summary}; --incomplete scores what is there") from None
     return finish(options, _finding(options, report))
 
 
-def _detector(given: Sequence[str]) -> NamedDetector:
-    kind, source = given[0], given[1] if len(given) == 2 else None
-    if len(given) > 2:
-        raise ValueError(f"--detector takes a kind and one source, got {' '.join(given)}")
+def _check(options: argparse.Namespace) -> None:
+    kind = options.detector[0]
+    if len(options.detector) > 2:
+        raise ValueError(f"--detector takes a kind and one source, got {' '.join(options.detector)}")
     if is_class_path(kind):
-        made: NamedDetector = built(kind, "--detector", source)
+        return
+    if kind not in ("m2f", "grounding-dino"):
+        raise ValueError(f"--detector {kind}: choose m2f, grounding-dino, or name a class of yours package.Class")
+    if len(options.detector) == 1:
+        raise ValueError(f"--detector {kind} needs its weights: --detector {kind} FOLDER")
+
+
+def _detector(kind: str, source: str = "") -> NamedDetector:
+    if is_class_path(kind):
+        made: NamedDetector = built(kind, "--detector", source or None)
         if not (callable(made) and all(hasattr(made, part) for part in ("name", "fingerprint"))):
             raise ValueError(f"--detector {kind}: a detector has a name and a fingerprint and can be called")
         return made
-    if kind not in ("m2f", "grounding-dino"):
-        raise ValueError(f"--detector {kind}: choose m2f, grounding-dino, or name a class of yours package.Class")
-    if source is None:
-        raise ValueError(f"--detector {kind} needs its weights: --detector {kind} FOLDER")
     from lightning_gen.metrics.detectors import GroundingDINODetector, Mask2FormerDetector
 
     return Mask2FormerDetector(source) if kind == "m2f" else GroundingDINODetector(source)
@@ -162,7 +177,7 @@ def _hash(names: Sequence[str], paths: Sequence[Path]) -> str:
 
 
 def _finding(options: argparse.Namespace, report: GenEvalReport) -> Any:
-    from lightning_gen.metrics.compositional.geneval_folder import read_sample
+    from lightning_gen.metrics.compositional.geneval_folder import read_sample, sum_up
 
     from .evaluate_output import Cases, Finding
 
@@ -188,9 +203,12 @@ def _finding(options: argparse.Namespace, report: GenEvalReport) -> Any:
     return Finding(
         f"GenEval of {options.samples}",
         report.measurements,
-        {"samples": _hash([row["name"] for row in rows], [sample.path for sample, _ in report.results])},
+        {
+            "samples": _hash([row["name"] for row in rows], [sample.path for sample, _ in report.results]),
+            **({"missing": list(report.problems)} if report.problems else {}),
+        },
         rows,
         cases,
         {kind: count for kind, count in report.failures.items() if count},
-        report.problems,
+        [sum_up(report.problems)] if report.problems else [],
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from lightning_gen.metrics.image_sets import ImageSet
@@ -17,11 +19,16 @@ __all__ = [
     "add_work",
     "built",
     "check_pairs",
+    "compressed",
     "images_of",
     "is_class_path",
+    "new_file",
+    "new_folder",
     "positive",
     "without_repeats",
 ]
+
+_COMPRESSED: Final = (".jpg", ".jpeg", ".webp")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,7 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument(
         "--out",
-        type=Path,
+        type=new_folder,
         metavar="FOLDER",
         help="write metrics.json (numbers with their protocol cards), samples.jsonl and contact_sheet.png there",
     )
@@ -72,6 +79,46 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def new_folder(text: str) -> Path:
+    """A folder that can be written into, looked at before any work is done.
+
+    Args:
+        text: as it was typed.
+
+    Returns:
+        The path; nothing is made yet.
+
+    Raises:
+        argparse.ArgumentTypeError: there is a file in its place, or it cannot be made.
+    """
+    path = Path(text)
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file: name a folder")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{there} cannot be written to")
+    return path
+
+
+def new_file(text: str) -> Path:
+    """A file that can be written, looked at before any work is done.
+
+    Args:
+        text: as it was typed.
+
+    Returns:
+        The path; nothing is made yet.
+
+    Raises:
+        argparse.ArgumentTypeError: there is a folder in its place, or its folder cannot be made.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file")
+    new_folder(str(path.parent))
+    return path
+
+
 def images_of(where: str, count: int | None = None) -> ImageSet:
     """Open pictures.
 
@@ -89,6 +136,24 @@ def images_of(where: str, count: int | None = None) -> ImageSet:
 
     images = open_images(where)
     return images if count is None else images.first(count)
+
+
+def compressed(images: ImageSet) -> list[str]:
+    """What must be said where samples are stored in a format that loses detail.
+
+    Args:
+        images: the samples.
+
+    Returns:
+        One warning with their number, or nothing.
+    """
+    count = sum(name.lower().endswith(_COMPRESSED) for name in images.names)
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(images):,} pictures of {images.where} are stored as JPEG or WebP, which moves these "
+        "numbers by itself unless it is lossless WebP: store PNG"
+    ]
 
 
 def check_pairs(images: ImageSet, others: ImageSet) -> list[str]:
@@ -156,9 +221,19 @@ def built(name: str, option: str, source: str | None) -> Any:
         What it returned.
 
     Raises:
-        ValueError: there is nothing of this name.
+        ValueError: there is nothing of this name, or it cannot be called so.
     """
     from lightning_gen.training.classes import class_named
 
     found = class_named(name, option)
-    return found() if source is None else found(source)
+    given = () if source is None else (source,)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # some classes that are written in C do not tell
+        return found(*given)
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        how = "without an argument" if source is None else f"with the argument {source!r}"
+        raise ValueError(f"{option} {name}{signature} cannot be called {how}: {error}") from None
+    return found(*given)

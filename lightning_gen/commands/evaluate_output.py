@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cases", "Finding", "finish"]
 
-_HIDDEN = ("run", "verb", "out", "config")
+_HIDDEN = ("run", "check", "verb", "out", "config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,9 @@ class Finding:
 
 
 def finish(options: argparse.Namespace, found: Finding) -> int:
-    """Print the table; write the files if a folder was given.
+    """Write the numbers if a folder was given, print the table, then draw the contact sheet.
+
+    The numbers first: nothing that goes wrong with the terminal or a picture can lose them.
 
     Args:
         options: of the call.
@@ -73,9 +75,11 @@ def finish(options: argparse.Namespace, found: Finding) -> int:
         0.
     """
     from rich.console import Console
+    from rich.text import Text
 
     from lightning_gen.metrics.report import as_table, failed_rules_table
 
+    paths = [] if options.out is None else _write(options, found)
     console = Console()
     if not console.is_terminal:
         # A file or a pipe has no width: protocol ids stay in one piece.
@@ -84,10 +88,11 @@ def finish(options: argparse.Namespace, found: Finding) -> int:
     if found.failures:
         console.print(failed_rules_table(found.failures))
     for warning in found.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-    if options.out is not None:
-        for path in _write(options, found):
-            console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"warning: {warning}"))
+    if options.out is not None and found.cases is not None:
+        paths.append(_draw(options.out / "contact_sheet.png", found.title, found.cases))
+    for path in paths:
+        console.print(Text(str(path)), soft_wrap=True)
     return 0
 
 
@@ -101,8 +106,6 @@ def _write(options: argparse.Namespace, found: Finding) -> list[Path]:
     paths = [write_report(options.out, options.verb, numbers, inputs, warnings=list(found.warnings), **more)]
     if found.samples:
         paths.append(write_samples(options.out, found.samples))
-    if found.cases is not None:
-        paths.append(_draw(options.out / "contact_sheet.png", found.title, found.cases))
     return paths
 
 

@@ -40,6 +40,8 @@ order. --against holds pictures of the same names; the win rate is over prompts,
 """
 
 _KEYS: Final = ("image", "name", "file_name")
+_SCORERS: Final = {"pickscore": 1, "hpsv2": 1, "clipscore": 1, "aesthetic": 2}
+"""Scorer -> how many sources it takes."""
 
 
 def configure(verbs: Verbs) -> None:
@@ -61,7 +63,7 @@ def configure(verbs: Verbs) -> None:
     parser.add_argument("--against", metavar="WHERE", help="other pictures of the same prompts, for a win rate")
     add_out(parser)
     add_work(parser, batch_size=32)
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, check=_check)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -71,6 +73,7 @@ def _run(options: argparse.Namespace) -> int:
     from .data_packing import progress_bars
     from .evaluate_output import Finding, finish
 
+    _check(options)
     images = images_of(options.samples)
     texts = _texts(options.prompts, images)
     others = None if options.against is None else images_of(options.against)
@@ -113,7 +116,13 @@ def _texts(path: str, images: ImageSet) -> list[str]:
 
     file = PromptFile(path)
     records = [json.loads(stored.metadata) for stored in file.prompts]
-    named = [next((record[key] for key in _KEYS if isinstance(record.get(key), str)), None) for record in records]
+    for number, record in zip(file.numbers, records, strict=True):
+        if wrong := [key for key in _KEYS if key in record and not isinstance(record[key], str)]:
+            raise ValueError(
+                f'{path} line {number}: "{wrong[0]}" is {json.dumps(record[wrong[0]])}, no text: write the path of the '
+                "picture inside SAMPLES in quotes"
+            )
+    named = [next((record[key] for key in _KEYS if key in record), None) for record in records]
     if all(name is None for name in named):
         if len(named) != len(images):
             raise ValueError(
@@ -138,6 +147,19 @@ def _texts(path: str, images: ImageSet) -> list[str]:
     return [text for text in found if text is not None]
 
 
+def _check(options: argparse.Namespace) -> None:
+    kind, sources = options.scorer[0], options.scorer[1:]
+    if is_class_path(kind):
+        if len(sources) > 1:
+            raise ValueError(f"--scorer {kind} takes one SOURCE at most, got {sources}")
+        return
+    if kind not in _SCORERS:
+        raise ValueError(f"--scorer {kind}: choose {', '.join(_SCORERS)}, or name a class of yours package.Class")
+    if len(sources) != _SCORERS[kind]:
+        wanted = "HEAD and CLIP" if _SCORERS[kind] == 2 else "one SOURCE"
+        raise ValueError(f"--scorer {kind} takes {wanted}, got {sources}")
+
+
 def _scorer(given: Sequence[str]) -> PreferenceScorer:
     from lightning_gen.metrics import preference
 
@@ -147,18 +169,13 @@ def _scorer(given: Sequence[str]) -> PreferenceScorer:
         if not isinstance(made, preference.PreferenceScorer):
             raise ValueError(f"--scorer {kind} made a {type(made).__name__}, no PreferenceScorer")
         return made
-    makers: dict[str, tuple[Any, int]] = {
-        "pickscore": (preference.PickScore, 1),
-        "hpsv2": (preference.HPSv21, 1),
-        "clipscore": (preference.CLIPScore, 1),
-        "aesthetic": (preference.AestheticScore, 2),
+    makers: dict[str, Any] = {
+        "pickscore": preference.PickScore,
+        "hpsv2": preference.HPSv21,
+        "clipscore": preference.CLIPScore,
+        "aesthetic": preference.AestheticScore,
     }
-    if kind not in makers:
-        raise ValueError(f"--scorer {kind}: choose {', '.join(makers)}, or name a class of yours package.Class")
-    maker, wanted = makers[kind]
-    if len(sources) != wanted:
-        raise ValueError(f"--scorer {kind} takes {'HEAD and CLIP' if wanted == 2 else 'one SOURCE'}, got {sources}")
-    scorer: PreferenceScorer = maker(*sources)
+    scorer: PreferenceScorer = makers[kind](*sources)
     return scorer
 
 

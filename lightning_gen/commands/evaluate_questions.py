@@ -31,9 +31,9 @@ _DPG_EPILOG = """\
 examples:
   lightning evaluate dpg --prompts dpg_bench.csv --samples out/ --model weights/Qwen3-VL-8B-Instruct --out runs/dpg
 
-SAMPLES holds ITEM.png, a grid of 2 x 2 pictures, or ITEM/0.png ... ITEM/3.png. Published numbers come from mPLUG-large,
-which is not read here: with another model the protocol id is another one. A model of yours is a class or function that
-is called without arguments and returns something with `name` and the call `answer` of
+SAMPLES holds ITEM.png, a grid of 2 x 2 pictures, or ITEM/0.png ... ITEM/3.png, exactly four. Published numbers come
+from mPLUG-large, which is not read here: with another model the protocol id is another one. A model of yours is a class
+or function that is called without arguments and returns something with `name` and the call `answer` of
 lightning_gen.metrics.compositional.dpg_questions.AnswersQuestions.
 """
 
@@ -115,6 +115,8 @@ def _run_dpg(options: argparse.Namespace) -> int:
     images = images_of(options.samples)
     places = _by_item(images, prompts)
     numbers, warnings = _present([prompt.item_id in places for prompt in prompts], options)
+    if extra := len(images) - sum(map(len, places.values())):
+        warnings.append(f"{extra} pictures are of no prompt and were not looked at")
     model = _model(options, "answer")
     score = DPGBench(model.name, prompts, details={**getattr(model, "settings", {})})
     rows: list[dict[str, Any]] = []
@@ -169,15 +171,27 @@ def _numbered(images: ImageSet, count: int) -> dict[str, int]:
 
 
 def _by_item(images: ImageSet, prompts: Sequence[DPGPrompt]) -> dict[str, list[int]]:
-    """Item -> numbers of its pictures: one grid, or several of their own."""
+    """Item -> numbers of its pictures: one grid, or four of their own."""
     items = {prompt.item_id for prompt in prompts}
-    places: dict[str, list[int]] = {}
+    grids: dict[str, list[int]] = {}
+    folders: dict[str, list[int]] = {}
     for place, name in enumerate(images.names):
         path = PurePosixPath(name)
-        item = path.stem if path.stem in items else path.parent.name
-        if item in items:
-            places.setdefault(item, []).append(place)
-    return places
+        # The folder first: where items are numbers, the pictures in it are named like other items.
+        if path.parent.name in items:
+            folders.setdefault(path.parent.name, []).append(place)
+        elif path.stem in items:
+            grids.setdefault(path.stem, []).append(place)
+    for item in {**grids, **folders}:
+        names = [images.names[place] for place in (*grids.get(item, ()), *folders.get(item, ()))]
+        numbers = {PurePosixPath(images.names[place]).stem for place in folders.get(item, ())}
+        if (len(grids.get(item, ())), len(numbers), len(names)) not in ((1, 0, 1), (0, 4, 4)):
+            raise ValueError(
+                f"{images.where}: {item} has the pictures {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} "
+                f"({len(names)}); there must be {item}.png, a grid of four, or exactly four with names of their own in "
+                f"{item}/"
+            )
+    return {**grids, **folders}
 
 
 def _present(there: Sequence[bool], options: argparse.Namespace) -> tuple[list[int], list[str]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from .evaluate_alpha import add_alpha, transparency, with_alpha
 from .evaluate_features import PUBLISHED_COUNT, add_extractor
-from .evaluate_options import add_out, add_work, check_pairs, images_of, positive, without_repeats
+from .evaluate_options import add_out, add_work, check_pairs, compressed, images_of, positive, without_repeats
 from .options import Examples, device_of
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ examples:
   lightning evaluate rfid --originals data/val --reconstructions out/ --lpips alexnet-owt-7be5be79.pth
   lightning evaluate rfid --originals val.npz --reconstructions out.npz --extractor dinov3 --weights dinov3-vitb16
 
-PSNR and SSIM are means over pictures, on 8-bit values. rFID (rFDD with a DINO) compares with these originals, never
-with the statistics of a training set: values against those are other numbers. Without --weights it is left out.
+PSNR and SSIM are means over pictures, on 8-bit values with a range of 255 (SSIM as scikit-image computes it with a
+Gaussian of 11 pixels, sigma 1.5). The SSIM that ViTok-v2 logs in training sees [-1, 1] and is another number, which
+--variants adds. rFID (rFDD with a DINO) compares with these originals, never with the statistics of a training set:
+values against those are other numbers. Without --weights it is left out.
 Both sides must hold pictures of the same names and sizes.
 """
 
@@ -52,10 +56,11 @@ def configure(verbs: Verbs) -> None:
     parser.add_argument("--reconstructions", required=True, metavar="WHERE", help="the same pictures, reconstructed")
     parser.add_argument("--count", type=positive, metavar="N", help="the first N pairs; fewer are an error (all)")
     add_extractor(parser)
+    add_alpha(parser)
     more = parser.add_argument_group("more numbers")
     more.add_argument("--lpips", metavar="FILE", help="torchvision's ImageNet weights of the trunk")
     more.add_argument("--lpips-net", choices=("alex", "vgg", "squeeze"), default="alex", help="which trunk (alex)")
-    more.add_argument("--variants", action="store_true", help="PSNR of the pooled error, SSIM as MUSE has it")
+    more.add_argument("--variants", action="store_true", help="PSNR of the pooled error, SSIM of ViTok-v2 and MUSE")
     add_out(parser)
     add_work(parser, batch_size=32)
     parser.set_defaults(run=_run)
@@ -68,8 +73,8 @@ def _run(options: argparse.Namespace) -> int:
     from .data_packing import progress_bars
     from .evaluate_output import finish
 
-    originals = images_of(options.originals, options.count)
-    results = images_of(options.reconstructions, options.count)
+    originals = images_of(options.originals, options.count).with_alpha(options.alpha)
+    results = images_of(options.reconstructions, options.count).with_alpha(options.alpha)
     warnings = check_pairs(results, originals)
     if len(originals) > PUBLISHED_COUNT:
         raise ValueError(f"{len(originals):,} pairs, published numbers count {PUBLISHED_COUNT:,}: give --count")
@@ -88,8 +93,9 @@ def _run(options: argparse.Namespace) -> int:
             options.variants,
             options.batch_size,
         )
-    if results.is_lossy:
-        warnings.append("reconstructions are stored as JPEG, which lowers every number by itself: store PNG")
+    sets = {"reconstructions": results, "originals": originals}
+    warnings += compressed(results) + transparency(sets, options.alpha)
+    table = dataclasses.replace(table, measurements=with_alpha(table.measurements, sets, options.alpha))
     return finish(options, _finding(options, table, originals, results, warnings))
 
 

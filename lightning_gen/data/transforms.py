@@ -207,8 +207,8 @@ def _check_convertible(pixels: Tensor, converter: str, span: str) -> None:
         raise ValueError(f"{converter}: a pixel is NaN or infinite: look at the network that made the picture")
     if lowest >= 0 and highest > _LEVELS_FROM:
         raise ValueError(
-            f"{converter}: pixels from {lowest:.4g} to {highest:.4g}, expected {span}. These look like levels of 0..255: "
-            "make them uint8 with pixels.round().to(torch.uint8)"
+            f"{converter}: pixels from {lowest:.4g} to {highest:.4g}, expected {span}. These look like levels of "
+            "0..255: make them uint8 with pixels.round().to(torch.uint8)"
         )
 
 

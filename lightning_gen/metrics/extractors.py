@@ -31,6 +31,17 @@ __all__ = [
     "ModuleExtractor",
 ]
 
+_PROVENANCE: Final[dict[bool | None, tuple[str, str]]] = {
+    True: ("", ""),
+    False: ("-unpublished", "weights of Inception that are not the published ones: compares with no published number"),
+    None: (
+        "-unverified",
+        "Inception from TorchScript, of which no published sha256 is known: compares with published numbers if the "
+        "file is the published one",
+    ),
+}
+"""Whether the weights are the published ones -> the end of the extractor's name, and a note for its numbers."""
+
 _INCEPTION_NAMES: Final[dict[Resize, str]] = {
     "tf1": "adm-tf1",
     "clean": "clean",
@@ -47,7 +58,9 @@ class FIDInceptionV3(FeatureExtractor):
     TorchScript file does not give.
 
     Its name says how pictures were resized: ``adm-tf1`` (what published gFID means), ``clean``, ``pytorch-fid``,
-    ``torchmetrics-antialias``, ``vitok-release``.
+    ``torchmetrics-antialias``, ``vitok-release``. With other weights than the published ones it ends in
+    ``-unpublished``, with a TorchScript file, whose published sha256 is not known, in ``-unverified``; either comes
+    with a note on every number.
 
     Args:
         weights: file on this machine, see ``inception_weights.PUBLISHED_FILES``; nothing is fetched.
@@ -72,7 +85,9 @@ class FIDInceptionV3(FeatureExtractor):
         loaded = load_inception(weights, expected_sha256)
         if loaded.layout == "torchscript" and dtype != torch.float32:
             raise ValueError(f"{weights} is TorchScript and computes in float32; {dtype} needs one of the .pth files")
-        super().__init__(loaded.network, _INCEPTION_NAMES[resize], loaded.sizes, dtype, loaded.fingerprint)
+        ending, note = _PROVENANCE[loaded.published]
+        name = _INCEPTION_NAMES[resize] + ending
+        super().__init__(loaded.network, name, loaded.sizes, dtype, loaded.fingerprint, note)
         self.resize: Resize = resize
 
     def extract(self, images: Images) -> dict[str, Tensor]:
@@ -173,7 +188,8 @@ class DINOv2Extractor(FeatureExtractor):
 class CLIPImageExtractor(FeatureExtractor):
     """Unit vectors of CLIP's image tower: the features of CMMD, with ViT-L/14 at 336 pixels.
 
-    Of pictures that are not square the middle is seen. The features are float32 always.
+    Of pictures that are not square the middle is seen. The features are float32 always. Its name tells the tower, from
+    depth, width, patch and edge of its configuration: ``clip-l14-336``, ``clip-b16-224``.
 
     Args:
         source: see ``load_clip``; default: the published ViT-L/14-336.
@@ -197,8 +213,8 @@ class CLIPImageExtractor(FeatureExtractor):
         clip = load_clip(source, model, revision)
         with torch.no_grad():
             width = clip.embed_images([torch.zeros(3, 32, 32, dtype=torch.uint8)]).shape[1]
-        size = {768: "l14"}.get(width, f"{width}d")
-        name = f"clip-{size}-{clip.pixels.size}"
+        tower = clip.architecture.removeprefix("vit-")
+        name = tower if tower.startswith("clip-") else f"clip-{tower}"
         super().__init__(clip.network, name, {"pool": width}, fingerprint=clip.fingerprint)
         self.__dict__["clip"] = clip
 

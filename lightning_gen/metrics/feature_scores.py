@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -17,9 +18,46 @@ from lightning_gen.metrics.precision_recall import manifold_scores
 from lightning_gen.metrics.protocol import Detail, Measurement, Protocol
 from lightning_gen.metrics.reference import ReferenceStatistics
 
-__all__ = ["FeatureScores", "ProtocolCard"]
+__all__ = ["FeatureScores", "ProtocolCard", "why_too_few"]
 
 _PUBLISHED_REFERENCES: Final = 10_000
+_LEAST_FOR_A_LINE: Final = 3
+_MANIFOLD: Final = ("precision", "recall", "density", "coverage")
+_OWN_FEATURES: Final = {
+    "fdd": ("dinov2", "DINOv2"),
+    "gfdd": ("dinov3", "DINOv3"),
+    "rfdd": ("dino", "DINO"),
+    "cmmd": ("clip", "CLIP"),
+}
+"""Metric -> how the name of the extractor begins whose features it is defined on, and what people call it."""
+
+
+def why_too_few(
+    metric: str, samples: int, references: int | None, neighbours: int = 3, kid_subset_size: int = 1000
+) -> str:
+    """Say why a metric cannot be computed from so many pictures; known before any picture is looked at.
+
+    Args:
+        metric: its name, as in ``ImageGenerationMetrics``.
+        samples: number of samples.
+        references: number of reference pictures whose features, or moments, are compared; None = not known.
+        neighbours: k of precision and recall.
+        kid_subset_size: samples in a subset of KID.
+
+    Returns:
+        A sentence, or an empty string where it can be computed.
+    """
+    if metric == "inception_score":
+        return "" if samples else "there are no samples"
+    needed, problem = {
+        "kid": (kid_subset_size, f"subsets of {kid_subset_size} cannot be drawn from {{}}"),
+        "precision_recall": (neighbours + 1, f"{{}} have no neighbour number {neighbours}"),
+        "cmmd": (2, "a kernel distance needs at least 2 pictures on each side, not {}"),
+    }.get(metric, (2, "a covariance needs at least 2 pictures, not {}"))
+    for count, what in ((samples, "samples"), (references, "reference pictures")):
+        if count is not None and count < needed:
+            return problem.format(f"{count:,} {what}")
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +100,7 @@ class ProtocolCard:
         Returns:
             The measurement.
         """
+        notes = (note, self._foreign(metric.removesuffix("-infinity")), self.extractor.note)
         common: dict[str, Detail] = {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.fingerprint,
@@ -71,7 +110,13 @@ class ProtocolCard:
         }
         expected = self.expected_count if has_count else None
         protocol = Protocol(metric, self.extractor.name, count, expected, {**common, **details})
-        return Measurement(value, protocol, error=error, note=note)
+        return Measurement(value, protocol, error=error, note="; ".join(one for one in notes if one))
+
+    def _foreign(self, metric: str) -> str:
+        beginning, called = _OWN_FEATURES.get(metric, ("", ""))
+        if self.extractor.name.startswith(beginning):
+            return ""
+        return f"{metric} is defined on features of {called}, these are of {self.extractor.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +143,31 @@ class FeatureScores:
     seed: int
     extrapolate: bool
 
+    def __post_init__(self) -> None:
+        smallest = {"neighbours": 1, "split_size": 1, "kid_subsets": 1, "kid_subset_size": 2}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is at least {least}, got {getattr(self, name)}")
+
+    def missing(self, metric: str, samples: int, references: int | None) -> Iterator[Measurement]:
+        """What stands for a metric that cannot be computed from so few pictures: NaN with a note, and a warning.
+
+        Args:
+            metric: its name.
+            samples: number of samples.
+            references: number of reference pictures; None = not known.
+
+        Yields:
+            Nothing where it can be computed, else a measurement for each of its values.
+        """
+        why = why_too_few(metric, samples, references, self.neighbours, self.kid_subset_size)
+        if not why:
+            return
+        warnings.warn(f"{metric}: {why}", stacklevel=2)
+        has_count = metric not in ("kid", "cmmd")
+        for name in _MANIFOLD if metric == "precision_recall" else (metric,):
+            yield self.card.measurement(name, math.nan, samples, {}, note=why, has_count=has_count)
+
     def frechet(
         self, metric: str, feature: str, fake: FeatureSet, reference: ReferenceStatistics, side: FrechetReference
     ) -> Iterator[Measurement]:
@@ -121,7 +191,10 @@ class FeatureScores:
         error = None if rows is None else frechet_standard_error(rows, side)
         note = too_few_samples(gaussian) or too_few_samples(side.gaussian)
         yield self.card.measurement(metric, side.distance(gaussian), fake.count, details, error, note)
-        if self.extrapolate and rows is not None:
+        if self.extrapolate and rows is not None and len(rows) < _LEAST_FOR_A_LINE:
+            why = f"a line needs at least {_LEAST_FOR_A_LINE} samples, got {len(rows)}"
+            yield self.card.measurement(f"{metric}-infinity", math.nan, fake.count, details, note=why)
+        elif self.extrapolate and rows is not None:
             line = frechet_infinity(rows, side, seed=self.seed)
             error = line.error if math.isfinite(line.error) else None
             details |= {"points": len(line.sizes), "smallest": line.sizes[0], "slope": line.slope, "seed": self.seed}
@@ -170,7 +243,7 @@ class FeatureScores:
                 f"precision and recall depend on the number of references: {len(others):,} here, "
                 f"{_PUBLISHED_REFERENCES:,} in published numbers"
             )
-        for name in ("precision", "recall", "density", "coverage"):
+        for name in _MANIFOLD:
             yield self.card.measurement(name, getattr(scores, name), fake.count, details, note=note)
 
     def kid(self, fake: FeatureSet, reference: ReferenceStatistics) -> Measurement:

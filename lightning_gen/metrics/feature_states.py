@@ -33,7 +33,7 @@ class FeatureSet:
 
     Attributes:
         count: N, every picture once.
-        gaussians: moments, by name of the feature.
+        gaussians: moments, by name of the feature; none of fewer than two pictures.
         features: float, (N, D), sorted by the number of the picture, by name of the feature.
     """
 
@@ -144,7 +144,7 @@ class FeatureStates(Metric):
             Its moments and features.
 
         Raises:
-            ValueError: only some pictures have numbers, or a repeated picture went into a sum, or fewer than two.
+            ValueError: only some pictures have numbers, or a repeated picture went into a sum.
         """
         record = self._streams[stream]
         gaussians: dict[str, Gaussian] = {}
@@ -159,7 +159,8 @@ class FeatureStates(Metric):
                 moments = Moments(kept.shape[1], self._shift(stream, feature), self.device)
                 for some in torch.split(kept, _ROWS):
                     moments.add(some)
-                gaussians[feature] = moments.gaussian()
+                if count > 1:
+                    gaussians[feature] = moments.gaussian()
         if record.summed:
             summed = self._cat(f"{stream}_summed", torch.int64)
             waiting = self._cat(f"{stream}_waiting", torch.int64)
@@ -168,7 +169,8 @@ class FeatureStates(Metric):
             for feature in record.summed:
                 moments = self._moments(stream, feature, copy=True)
                 moments.add(self._cat(f"{stream}_{feature}_waiting", self.extractor.dtype, feature)[rows])
-                gaussians[feature] = moments.gaussian()
+                if count > 1:
+                    gaussians[feature] = moments.gaussian()
         return FeatureSet(count, gaussians, features)
 
     def seen(self, stream: str) -> int:

@@ -5,6 +5,8 @@ Shape letters: B images, N samples, D features.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, get_args
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
-from lightning_gen.metrics.feature_scores import FeatureScores, ProtocolCard
+from lightning_gen.metrics.feature_scores import FeatureScores, ProtocolCard, why_too_few
 from lightning_gen.metrics.feature_states import FeatureSet, FeatureStates, choose_images
 from lightning_gen.metrics.frechet import FrechetReference, Gaussian, too_few_samples
 from lightning_gen.metrics.images import Images
@@ -89,6 +91,8 @@ class ImageGenerationMetrics(_FeatureMetrics):
     The published protocols: ``FIDInceptionV3`` with 50,000 samples for gFID, sFID, the Inception score, precision and
     recall; a DINOv2 extractor for FDD; a CLIP extractor for CMMD. Every value is named by its protocol id, for instance
     ``gfid/adm-tf1/50k``, or ``gfid@2048/adm-tf1`` where another number of samples was counted.
+
+    A value that cannot be computed from so few pictures is NaN, with a warning and a note; the others are not lost.
 
     In a LightningModule it is an ordinary attribute: ``update`` in ``validation_step``, then
     ``self.log_dict(self.metrics.compute())`` and ``self.metrics.reset()`` in ``on_validation_epoch_end``. Values do not
@@ -208,7 +212,7 @@ class ImageGenerationMetrics(_FeatureMetrics):
             Protocol id -> float64 scalar.
 
         Raises:
-            ValueError: more samples than expected, too few of them, or no reference.
+            ValueError: more samples than expected, or no reference.
         """
         fake = self.collect("fake")
         self._check_count(fake.count)
@@ -236,6 +240,8 @@ class ImageGenerationMetrics(_FeatureMetrics):
 
     def _from_real_pictures(self) -> ReferenceStatistics:
         real = self.collect("real")
+        if real.count < 2:
+            raise ValueError(f"a reference needs at least 2 samples, got {real.count}: count pictures with real=True")
         hashed = ReferenceStatistics.digest(real.gaussians)
         name, weights = self.extractor.name, self.extractor.fingerprint
         return ReferenceStatistics(real.gaussians, name, weights, hashed, real.features)
@@ -254,19 +260,31 @@ class ImageGenerationMetrics(_FeatureMetrics):
 
     def _measure(self, fake: FeatureSet, reference: ReferenceStatistics | None) -> Iterator[Measurement]:
         for metric in self.metrics:
-            if metric == "inception_score":
+            if missing := list(self._scores.missing(metric, fake.count, self._references(metric, reference))):
+                yield from missing
+            elif metric == "inception_score":
                 yield self._scores.inception_score(fake)
-                continue
-            assert reference is not None
-            if metric == "precision_recall":
-                yield from self._scores.precision_recall(fake, reference)
-            elif metric == "kid":
-                yield self._scores.kid(fake, reference)
-            elif metric == "cmmd":
-                yield self._scores.cmmd(fake, reference)
             else:
-                feature = "spatial" if metric == "sfid" else "pool"
-                yield from self._scores.frechet(metric, feature, fake, reference, self._side(feature, reference))
+                assert reference is not None
+                yield from self._compare(metric, fake, reference)
+
+    def _compare(
+        self, metric: FeatureMetric, fake: FeatureSet, reference: ReferenceStatistics
+    ) -> Iterator[Measurement]:
+        if metric == "precision_recall":
+            yield from self._scores.precision_recall(fake, reference)
+        elif metric == "kid":
+            yield self._scores.kid(fake, reference)
+        elif metric == "cmmd":
+            yield self._scores.cmmd(fake, reference)
+        else:
+            feature = "spatial" if metric == "sfid" else "pool"
+            yield from self._scores.frechet(metric, feature, fake, reference, self._side(feature, reference))
+
+    @staticmethod
+    def _references(metric: FeatureMetric, reference: ReferenceStatistics | None) -> int | None:
+        """Reference pictures that a metric compares one by one; moments say nothing about how few there were."""
+        return len(reference.features["pool"]) if reference is not None and metric in _ON_KEPT else None
 
     def _side(self, feature: str, reference: ReferenceStatistics) -> FrechetReference:
         known = self._sides.get(feature)
@@ -295,7 +313,8 @@ class ReconstructionFrechet(_FeatureMetrics):
     """rFID or rFDD: reconstructions against the very originals they were made from.
 
     The reference is the set of originals, not the statistics of a training set; values against those are other numbers.
-    Both sides are counted together, so both have the same pictures whatever a sampler repeats.
+    Both sides are counted together, so both have the same pictures whatever a sampler repeats. From fewer than two
+    pairs it is NaN, with a warning and a note.
 
     Args:
         extractor: the network; ``FIDInceptionV3`` for rFID, DINOv2 for rFDD.
@@ -346,13 +365,18 @@ class ReconstructionFrechet(_FeatureMetrics):
             Protocol id -> float64 scalar.
 
         Raises:
-            ValueError: more pairs than expected, or fewer than two.
+            ValueError: more pairs than expected.
         """
         prediction, target = self.collect("prediction"), self.collect("target")
         self._check_count(prediction.count)
-        return self._publish(self._measure(prediction, target.gaussians["pool"]))
+        return self._publish(self._measure(prediction, target.gaussians.get("pool")))
 
-    def _measure(self, prediction: FeatureSet, target: Gaussian) -> Iterator[Measurement]:
+    def _measure(self, prediction: FeatureSet, target: Gaussian | None) -> Iterator[Measurement]:
+        if target is None:
+            why = why_too_few(self.metric, prediction.count, None).replace("samples", "pairs")
+            warnings.warn(f"{self.metric}: {why}", stacklevel=2)
+            yield self.card.measurement(self.metric, math.nan, prediction.count, {}, note=why)
+            return
         gaussian = prediction.gaussians["pool"]
         value, note = FrechetReference(target).distance(gaussian), too_few_samples(gaussian)
         hashed = ReferenceStatistics.digest({"pool": target})

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = ["FrechetReference", "Gaussian", "Moments", "frechet_distance", "too_few_samples"]
 
+_SYMMETRY: Final = 1e-6
 _COLUMNS: Final = 256
 """Columns per block of a product whose half is not needed: wide enough to be fast, narrow enough to skip that half."""
 
@@ -32,7 +33,8 @@ class Gaussian:
         count: N; None where it is not known, as in the reference files of the ADM evaluator.
 
     Raises:
-        ValueError: shapes that do not belong together, or a number that is not finite.
+        ValueError: shapes that do not belong together, a number that is not finite, or a covariance that is none: a
+            variance below 0, or a matrix that is not symmetric to 1e-6 of its largest variance.
     """
 
     mean: Tensor
@@ -47,6 +49,15 @@ class Gaussian:
             )
         if not (torch.isfinite(self.mean).all() and torch.isfinite(self.covariance).all()):
             raise ValueError("the moments of the features are not finite: some feature is NaN or infinite")
+        variances = self.covariance.diagonal()
+        if bool((variances < 0).any()):
+            place = int(variances.argmin())
+            raise ValueError(f"no covariance: the variance of feature {place} is {float(variances[place]):.4g}")
+        skew = float((self.covariance - self.covariance.T).abs().amax()) if size else 0.0
+        if skew > _SYMMETRY * float(variances.amax() if size else 0):
+            raise ValueError(
+                f"no covariance: the matrix is not symmetric, entries that should be equal differ by up to {skew:.4g}"
+            )
 
     def to(self, device: torch.device | str) -> Gaussian:
         """The same on another device.
@@ -160,6 +171,11 @@ class Moments:
         for start in range(0, len(covariance), _COLUMNS):
             end = start + _COLUMNS
             covariance[end:, start:end] = covariance[start:end, end:].T
+            # A product of rows with themselves is symmetric up to rounding only.
+            block = covariance[start:end, start:end]
+            block.copy_(block.triu() + block.triu(1).T)
+        # The variance of a feature that is constant is a difference of rounded numbers, and can come out below 0.
+        covariance.diagonal().clamp_(min=0)
         return Gaussian(self.shift + self.total / count, covariance, count)
 
 

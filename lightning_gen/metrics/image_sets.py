@@ -3,7 +3,8 @@
 The order matters, because the Inception score is taken over splits in order: picture files by their path as text
 (``10.png`` comes before ``9.png``: write numbers with leading zeros), members of a tar as they lie in the archive, tars
 as they are listed, rows of an npz by number. Whatever is stored becomes upright 8-bit RGB by the rules of
-data/decode.py: EXIF orientation is applied, alpha is laid over white, grey is repeated, 16 bits keep their high byte.
+data/decode.py: EXIF orientation is applied, alpha is laid over white (or dropped, which is asked for; see
+transparency.py), grey is repeated, 16 bits keep their high byte.
 PIL decodes, so that the pixels do not depend on which faster decoder is installed. An npz must hold 8-bit RGB itself.
 """
 
@@ -18,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.remote.urls import is_remote, shown
 from lightning_gen.data.tarfiles import Member, split_name, walk
 from lightning_gen.data.writing import list_pictures
+from lightning_gen.metrics.transparency import Alpha, is_transparent, without_alpha
 
 __all__ = ["ImageSet", "PictureFolder", "TarPictures", "open_images"]
 
@@ -47,6 +49,7 @@ class ImageSet(ABC):
         where: what the user wrote, for messages.
         names: one name per picture, in order.
         rule: what the order and the names are, in a few words, for the protocol card.
+        alpha: what becomes of an alpha channel, see ``transparency.Alpha``.
 
     Args:
         where: see above.
@@ -59,7 +62,9 @@ class ImageSet(ABC):
     def __init__(self, where: str, names: Sequence[str]) -> None:
         self.where = where
         self.names = list(names)
+        self.alpha: Alpha = "white"
         self._digests: dict[int, bytes] = {}
+        self._transparent: set[int] = set()
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -71,16 +76,23 @@ class ImageSet(ABC):
         return any(name.lower().endswith(_LOSSY) for name in self.names)
 
     @property
+    def num_transparent(self) -> int:
+        """Of the pictures that were read, how many have pixels that are not opaque, so that ``alpha`` matters."""
+        return sum(index < len(self) for index in self._transparent)
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the names and the stored bytes, in order: of a file its bytes, of an npz row its pixels.
 
-        What was read before is not read again.
+        Of pictures whose alpha was dropped it is another one. What was read before is not read again.
         """
         total = hashlib.sha256(json.dumps(self.names).encode())
         for index in range(len(self)):
             if index not in self._digests:
                 self._remember(index, self._content(index))
             total.update(self._digests[index])
+        if self.alpha != "white" and self.num_transparent:
+            total.update(f"alpha: {self.alpha}".encode())
         return total.hexdigest()
 
     def read(self, index: int) -> Tensor:
@@ -102,6 +114,9 @@ class ImageSet(ABC):
         self._remember(index, content)
         try:
             pixels = self._pixels(content)
+            if self._has_alpha(content):
+                self._transparent.add(index)
+                pixels = without_alpha(content) if self.alpha == "drop" else pixels
         except SampleError as error:
             raise SampleError(f"{self.where}: {self.names[index]}: {error}") from None
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -165,6 +180,24 @@ class ImageSet(ABC):
         some.names = self.names[:count]
         return some
 
+    def with_alpha(self, alpha: Alpha) -> Self:
+        """The same pictures with another rule for alpha.
+
+        Args:
+            alpha: what becomes of it.
+
+        Returns:
+            A set of which nothing is read yet.
+
+        Raises:
+            ValueError: an unknown rule.
+        """
+        if alpha not in get_args(Alpha):
+            raise ValueError(f"alpha is one of {', '.join(get_args(Alpha))}, got {alpha!r}")
+        same = copy.copy(self)
+        same.alpha, same._transparent = alpha, set()
+        return same
+
     def check_count(self, expected: int) -> None:
         """Insist on a number of pictures.
 
@@ -189,11 +222,22 @@ class ImageSet(ABC):
         """The stored bytes of one picture."""
 
     def _pixels(self, content: bytes) -> npt.NDArray[np.uint8]:
-        """The pixels of one picture, (H, W, 3)."""
+        """The pixels of one picture, (H, W, 3), alpha over white."""
         return decode_pixels(content, decoder="pil").pixels
 
+    def _has_alpha(self, content: bytes) -> bool:
+        """Whether a picture is not opaque everywhere."""
+        return False
 
-class PictureFolder(ImageSet):
+
+class _PictureFiles(ImageSet):
+    """Pictures in formats that may have an alpha channel."""
+
+    def _has_alpha(self, content: bytes) -> bool:
+        return is_transparent(content)
+
+
+class PictureFolder(_PictureFiles):
     """The picture files below a folder, folders inside it too; the name is the path inside the folder.
 
     Args:
@@ -217,7 +261,7 @@ class PictureFolder(ImageSet):
             raise SampleError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-class TarPictures(ImageSet):
+class TarPictures(_PictureFiles):
     """Every picture of one or more tars; the name is the path inside the archive. No index is needed or written.
 
     Args:

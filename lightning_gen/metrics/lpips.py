@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lightning_gen.backbones.frozen import FrozenModule, full_float32
 from lightning_gen.metrics.protocol import Protocol, file_sha256
-from lightning_gen.metrics.reconstruction import Images, PerImageMean, Quantise, comparable
+from lightning_gen.metrics.reconstruction import PerImageMean
+from lightning_gen.metrics.reconstruction_pairs import Images, Quantise, check_target_range, comparable
 from lightning_gen.training.safe_reading import load_plain
 
 __all__ = ["LPIPS", "LearnedPerceptualSimilarity", "LPIPSNet"]
@@ -81,6 +82,7 @@ class LPIPS(FrozenModule):
             super().__init__(_Distance(_load_trunk(path, net), _load_heads(place, net), _TRUNKS[net].taps))
             self.heads_sha256 = file_sha256(place)
         self.net = net
+        self._is_range_known = False
         self.trunk_sha256 = file_sha256(path)
 
     @property
@@ -93,13 +95,15 @@ class LPIPS(FrozenModule):
 
         Args:
             prediction: y, float, (B, 3, H, W), range [-1, 1]; not clamped, so that gradients stay.
-            target: x, the same shape.
+            target: x, the same shape, range [-1, 1]. In training, where prediction asks for a gradient, only the first
+                call checks this: it would make every step wait for the GPU.
 
         Returns:
-            float32, (B,), >= 0 with the published heads; 0 = equal.
+            float32, (B,), >= 0 with the published heads; 0 = equal; NaN where an image holds NaN.
 
         Raises:
-            ValueError: shapes differ, not three channels, or pictures smaller than the trunk can see.
+            ValueError: shapes differ, not three channels, a target outside [-1, 1], or pictures smaller than the trunk
+                can see.
         """
         self._check(prediction, target)
         with full_float32(self.device):
@@ -124,10 +128,14 @@ class LPIPS(FrozenModule):
                 f"LPIPS with {self.net} needs images of at least {smallest} x {smallest} pixels, got "
                 f"{tuple(prediction.shape[-2:])}"
             )
+        is_training = torch.is_grad_enabled() and prediction.requires_grad
+        if not (is_training and self._is_range_known):
+            check_target_range(target)
+            self._is_range_known = True
 
 
 class LearnedPerceptualSimilarity(PerImageMean):
-    """Mean over images of LPIPS; images in [-1, 1], clamped.
+    """Mean over images of LPIPS; images in [-1, 1], reconstructions clamped.
 
     Args:
         lpips: the distance; ``net="alex"`` for numbers that compare with published ones.

@@ -1,24 +1,30 @@
 """PSNR and SSIM of reconstructions: one number per image, then the mean over images.
 
-Images are float in [-1, 1], so the data range R is 2; both sides are clamped to it first. Everything is computed and
-summed in float64, and sums of different ranks add, so that the result depends neither on batch size nor on world size.
-Every image weighs the same whatever its size. ``quantise`` compares 8-bit values instead, as published tables do.
+Images are float in [-1, 1]. Reconstructions are clamped to it, because networks overshoot; an original beyond it is
+refused, because clamping would make a perfect score of a wrong range. Everything is computed and summed in float64, and
+sums of different ranks add, so that the result depends neither on batch size nor on world size. Every image weighs the
+same whatever its size. ``quantise`` compares 8-bit values instead, as published tables do.
+
+PSNR is the same on every scale of pixels; SSIM is not, see ``SSIMScale``.
 
 Shape letters: B images, C channels, H and W height and width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_gen.metrics.ssim import structural_similarity
+from lightning_gen.metrics.protocol import Protocol
+from lightning_gen.metrics.reconstruction_pairs import Images, Quantise, comparable
+from lightning_gen.metrics.ssim import SSIM_PROTOCOLS, SSIMScale, structural_similarity
 
 __all__ = [
     "EIGHT_BIT_PSNR",
@@ -26,6 +32,7 @@ __all__ = [
     "PerImageMean",
     "Quantise",
     "ReconstructionQuality",
+    "SSIMScale",
     "StructuralSimilarity",
     "comparable",
     "psnr_per_image",
@@ -33,17 +40,7 @@ __all__ = [
     "structural_similarity",
 ]
 
-Images = Tensor | Sequence[Tensor]
-
-Quantise = bool | Literal["truncate_originals"]
-"""Whether 8-bit values are compared: no, yes (both sides rounded), or reconstructions rounded and originals cut off.
-
-The last is what the published evaluation of MUSE does. It differs from True only where originals are not whole levels,
-for instance because they were resized after decoding.
-"""
-
 _RANGE = 2.0
-_LEVEL_SLACK = 1e-3
 
 EIGHT_BIT_PSNR = 10 * math.log10(12 * 255**2)
 """58.92 dB: the PSNR of rounding to 8 bits, whose mean squared error is (R / 255)^2 / 12.
@@ -63,16 +60,16 @@ def psnr_per_image(
 
     Args:
         prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
-        target: originals x of the same sizes; clamped.
+        target: originals x of the same sizes, range [-1, 1].
         max_psnr: cap in decibel. Without one (``math.inf``) a perfect image scores infinity, and so does every mean
             that holds it. The default is the level of 8-bit rounding.
         quantise: compare 8-bit values, as files on disk are (about 0.01 dB at 34 dB); see ``Quantise``.
 
     Returns:
-        float64, (B,); NaN where an image holds NaN.
+        float64, (B,); NaN where an image holds NaN, or a reconstruction infinity.
 
     Raises:
-        ValueError: numbers or sizes of images differ.
+        ValueError: numbers or sizes of images differ, or an original leaves [-1, 1].
     """
     values = [
         10 * torch.log10(_RANGE**2 / (y - x).square().mean((1, 2, 3)))
@@ -81,47 +78,35 @@ def psnr_per_image(
     return torch.cat(values).clamp(max=max_psnr)
 
 
-def ssim_per_image(prediction: Images, target: Images, quantise: Quantise = False) -> Tensor:
-    """Structural similarity of every image.
+def ssim_per_image(
+    prediction: Images, target: Images, quantise: Quantise = False, scale: SSIMScale = "signed"
+) -> Tensor:
+    """Structural similarity of every image, on the pixels that ``scale`` names.
 
     See ``structural_similarity`` for the definition. Where an image is smaller than the window, the window shrinks to
     the largest odd edge that fits, sigma stays.
 
     Args:
         prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
-        target: originals x of the same sizes; clamped.
+        target: originals x of the same sizes, range [-1, 1].
         quantise: compare 8-bit values; see ``Quantise``.
+        scale: ``unit`` for tables of reconstructions (with ``quantise=True``: 8-bit values, R = 255), ``signed`` for
+            ViTok-v2's number; see ``SSIMScale``.
 
     Returns:
-        float64, (B,), in [-1, 1]; 1 = equal.
+        float64, (B,), in [-1, 1]; 1 = equal; NaN where an image holds NaN, or a reconstruction infinity.
 
     Raises:
-        ValueError: numbers or sizes of images differ.
+        ValueError: numbers or sizes of images differ, an original leaves [-1, 1], or an unknown scale.
 
-    Source: doi:10.1109/TIP.2003.819861 eq. 13.
+    Source: doi:10.1109/TIP.2003.819861 eq. 13; arXiv:2605.05331 and its released code (signed).
     """
-    return torch.cat([structural_similarity(y, x) for y, x in comparable(prediction, target, quantise)])
-
-
-def comparable(prediction: Images, target: Images, quantise: Quantise = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sides as they are compared: in float64, inside [-1, 1], on request at whole levels of 8 bits.
-
-    Args:
-        prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
-        target: originals x of the same sizes; clamped.
-        quantise: compare 8-bit values; see ``Quantise``.
-
-    Yields:
-        The batch as it is, or batches of one image; (y, x), float64.
-
-    Raises:
-        ValueError: numbers or sizes of images differ.
-    """
-    if isinstance(prediction, Tensor) and isinstance(target, Tensor):
-        yield _exact(prediction, target, quantise)
-    else:
-        for y, x in _one_by_one(prediction, target):
-            yield _exact(y, x, quantise)
+    if scale not in SSIM_PROTOCOLS:
+        raise ValueError(f"SSIM has the scales {', '.join(SSIM_PROTOCOLS)}, got {scale!r}")
+    pairs = comparable(prediction, target, quantise)
+    if scale == "signed":
+        return torch.cat([structural_similarity(y, x, data_range=2.0) for y, x in pairs])
+    return torch.cat([structural_similarity((y + 1) / 2, (x + 1) / 2, data_range=1.0) for y, x in pairs])
 
 
 class PerImageMean(Metric, ABC):
@@ -225,17 +210,27 @@ class PeakSignalToNoise(PerImageMean):
 
 
 class StructuralSimilarity(PerImageMean):
-    """Mean over images of the SSIM; images in [-1, 1], range 2.
+    """Mean over images of the SSIM; images in [-1, 1].
 
     Args:
         quantise: compare 8-bit values; see ``Quantise``.
+        scale: which pixels it sees; ``signed`` is ViTok-v2's number, ``unit`` that of tables; see ``SSIMScale``.
     """
 
     quantity = "ssim"
 
-    def __init__(self, quantise: Quantise = False) -> None:
+    def __init__(self, quantise: Quantise = False, scale: SSIMScale = "signed") -> None:
         super().__init__()
+        if scale not in SSIM_PROTOCOLS:
+            raise ValueError(f"SSIM has the scales {', '.join(SSIM_PROTOCOLS)}, got {scale!r}")
         self.quantise = quantise
+        self.scale: SSIMScale = scale
+
+    @property
+    def protocol(self) -> Protocol:
+        """The name under which the value may be quoted: ``ssim/gaussian-11-signed`` or ``ssim/gaussian-11``."""
+        card = SSIM_PROTOCOLS[self.scale]
+        return dataclasses.replace(card, details={**card.details, "quantise": self.quantise})
 
     def per_image(self, prediction: Images, target: Images) -> Tensor:
         """SSIM of every image; see ``ssim_per_image``.
@@ -247,7 +242,7 @@ class StructuralSimilarity(PerImageMean):
         Returns:
             float64, (B,).
         """
-        return ssim_per_image(prediction, target, self.quantise)
+        return ssim_per_image(prediction, target, self.quantise, self.scale)
 
 
 class ReconstructionQuality(nn.Module):
@@ -258,12 +253,15 @@ class ReconstructionQuality(nn.Module):
     Args:
         max_psnr: cap per image in decibel; see ``psnr_per_image``.
         quantise: compare 8-bit values; see ``Quantise``.
+        scale: which pixels SSIM sees; see ``SSIMScale``.
     """
 
-    def __init__(self, max_psnr: float = EIGHT_BIT_PSNR, quantise: Quantise = False) -> None:
+    def __init__(
+        self, max_psnr: float = EIGHT_BIT_PSNR, quantise: Quantise = False, scale: SSIMScale = "signed"
+    ) -> None:
         super().__init__()
         self.psnr = PeakSignalToNoise(max_psnr, quantise)
-        self.ssim = StructuralSimilarity(quantise)
+        self.ssim = StructuralSimilarity(quantise, scale)
 
     def update(self, prediction: Images, target: Images, valid: Tensor | None = None) -> None:
         """Count a batch in both metrics.
@@ -291,30 +289,3 @@ class ReconstructionQuality(nn.Module):
         """Start a new epoch."""
         self.psnr.reset()
         self.ssim.reset()
-
-
-def _one_by_one(prediction: Images, target: Images) -> list[tuple[Tensor, Tensor]]:
-    if len(prediction) != len(target):
-        raise ValueError(f"{len(prediction)} reconstructions, {len(target)} originals")
-    if len(prediction) == 0:
-        raise ValueError("no images to compare")
-    return [(y[None], x[None]) for y, x in zip(prediction, target, strict=True)]
-
-
-def _exact(prediction: Tensor, target: Tensor, quantise: Quantise) -> tuple[Tensor, Tensor]:
-    if prediction.shape != target.shape or prediction.ndim != 4:
-        raise ValueError(
-            f"need reconstructions and originals of one shape (B, C, H, W), or lists of (C, H, W); got "
-            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
-        )
-    if not (prediction.is_floating_point() and target.is_floating_point()):
-        raise ValueError(f"need float images in [-1, 1], got {prediction.dtype} and {target.dtype}")
-    y, x = (images.detach().double().clamp(-1, 1) for images in (prediction, target))
-    if not quantise:
-        return y, x
-    if quantise not in (True, "truncate_originals"):
-        raise ValueError(f"quantise must be False, True or 'truncate_originals', got {quantise!r}")
-    y_levels, x_levels = (255 * (images + 1) / 2 for images in (y, x))
-    # A stored level k comes back from float32 as k minus a millionth, which must not become k - 1.
-    x_levels = x_levels.round() if quantise is True else (x_levels + _LEVEL_SLACK).floor()
-    return y_levels.round() * (2 / 255) - 1, x_levels * (2 / 255) - 1

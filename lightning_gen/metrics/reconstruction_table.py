@@ -15,8 +15,10 @@ from lightning_gen.data.transforms import uint8_to_signed
 from lightning_gen.metrics.images import check_uint8
 from lightning_gen.metrics.lpips import LPIPS, LearnedPerceptualSimilarity
 from lightning_gen.metrics.protocol import Detail, Measurement, Protocol
-from lightning_gen.metrics.reconstruction import EIGHT_BIT_PSNR, Images, psnr_per_image, ssim_per_image
+from lightning_gen.metrics.reconstruction import EIGHT_BIT_PSNR, psnr_per_image, ssim_per_image
+from lightning_gen.metrics.reconstruction_pairs import Images
 from lightning_gen.metrics.reconstruction_variants import muse_ssim_per_image
+from lightning_gen.metrics.ssim import SSIM_PROTOCOLS
 
 if TYPE_CHECKING:
     from lightning_gen.metrics.features import ReconstructionFrechet
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["ReconstructionTable", "reconstruction_table"]
 
 _PSNR: Final = Protocol("psnr", "image-mean", details={"values": "8 bits", "range": 255, "cap_db": EIGHT_BIT_PSNR})
-_SSIM: Final = Protocol(
-    "ssim", "gaussian-11", details={"values": "8 bits", "range": 255, "sigma": 1.5, "k1": 0.01, "k2": 0.03}
+_SSIM: Final = dataclasses.replace(
+    SSIM_PROTOCOLS["unit"], details={**SSIM_PROTOCOLS["unit"].details, "values": "8 bits", "range": 255}
+)
+_SIGNED_SSIM: Final = dataclasses.replace(
+    SSIM_PROTOCOLS["signed"], details={**SSIM_PROTOCOLS["signed"].details, "values": "8 bits as -1 to 1"}
 )
 
 
@@ -58,7 +63,8 @@ def reconstruction_table(
         originals: their originals, in the same order and of the same sizes.
         lpips: measures LPIPS, ``net="alex"`` for numbers that compare with published ones.
         frechet: fresh metrics to count the pairs in, for instance ``ReconstructionFrechet(FIDInceptionV3(...))``.
-        variants: also PSNR of the pooled squared error and SSIM as MUSE computes it, under names of their own.
+        variants: also PSNR of the pooled squared error, and SSIM as ViTok-v2 and as MUSE compute it, under names of
+            their own.
         batch_size: pairs that are compared together.
 
     Returns:
@@ -105,22 +111,24 @@ def _functions(
     # Stored levels come back exactly from float32 by rounding.
     functions: dict[str, Callable[[Images, Images], Tensor]] = {
         "psnr": lambda y, x: psnr_per_image(y, x, quantise=True),
-        "ssim": lambda y, x: ssim_per_image(y, x, quantise=True),
+        "ssim": lambda y, x: ssim_per_image(y, x, quantise=True, scale="unit"),
     }
     if distance is not None:
         functions["lpips"] = distance.per_image
     if variants:
         functions["error"] = lambda y, x: 10 ** (-psnr_per_image(y, x, max_psnr=math.inf, quantise=True) / 10)
+        functions["signed_ssim"] = lambda y, x: ssim_per_image(y, x, quantise=True, scale="signed")
         functions["muse_ssim"] = lambda y, x: muse_ssim_per_image(y, x, quantise=True)
     return functions
 
 
 def _variants(values: Mapping[str, Tensor]) -> list[Measurement]:
-    """PSNR of the pooled error, whose squared range is 1 here, and MUSE's SSIM."""
+    """PSNR of the pooled error, whose squared range is 1 here, and the SSIM of ViTok-v2 and of MUSE."""
     pooled = min(-10 * math.log10(max(float(values["error"].mean()), 1e-300)), EIGHT_BIT_PSNR)
     count = len(values["error"])
     return [
         Measurement(pooled, dataclasses.replace(_PSNR, method="pooled-error", count=count), unit="dB"),
+        _mean(_SIGNED_SSIM, values["signed_ssim"], note="black is -1: compares with ViTok-v2's tables only"),
         _mean(
             dataclasses.replace(_SSIM, method="muse", details={**_SSIM.details, "range": 510}),
             values["muse_ssim"],

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_gen.metrics.reconstruction import EIGHT_BIT_PSNR, Images, PerImageMean, Quantise, comparable
+from lightning_gen.metrics.reconstruction import EIGHT_BIT_PSNR, PerImageMean
+from lightning_gen.metrics.reconstruction_pairs import Images, Quantise, comparable
 from lightning_gen.metrics.ssim import structural_similarity
 
 __all__ = ["MuseStructuralSimilarity", "PooledPeakSignalToNoise", "muse_ssim_per_image"]
@@ -17,18 +18,19 @@ def muse_ssim_per_image(prediction: Images, target: Images, quantise: Quantise =
     """SSIM of every image with the constants of a data range of 2 on pixels that span 1, as MUSE's evaluation has it.
 
     C1 and C2 are four times as large as the pixels' range asks for, so flat parts weigh in as alike and the value is
-    too high: compare it with MUSE's tables only.
+    too high: compare it with MUSE's tables only. The correct value of the same pixels is
+    ``ssim_per_image(..., scale="unit")``.
 
     Args:
         prediction: reconstructions y, float, (B, C, H, W) or B images (C, H, W) of any sizes, range [-1, 1]; clamped.
-        target: originals x of the same sizes; clamped.
+        target: originals x of the same sizes, range [-1, 1].
         quantise: compare 8-bit values; the published evaluation has ``"truncate_originals"``.
 
     Returns:
         float64, (B,).
 
     Raises:
-        ValueError: numbers or sizes of images differ.
+        ValueError: numbers or sizes of images differ, or an original leaves [-1, 1].
 
     Source: evaluation code of MUSE; deviates: windows that reach over the border do not count, see
     ``structural_similarity`` (which library the published code takes them from is not known to us).

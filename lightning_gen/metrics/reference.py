@@ -18,6 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.index import replace_file
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.frechet import FrechetReference, Gaussian, Moments
@@ -25,6 +26,7 @@ from lightning_gen.metrics.image_sets import open_images
 from lightning_gen.metrics.images import Images
 from lightning_gen.metrics.npz_arrays import MAX_BYTES, read_npz, write_npz
 from lightning_gen.metrics.protocol import file_sha256
+from lightning_gen.metrics.reference_inputs import card_of, checked_gaussian, pictures_of, real_numbers
 
 __all__ = ["ADM", "ReferenceStatistics"]
 
@@ -89,7 +91,7 @@ class ReferenceStatistics:
         """Statistics of pictures, seen once.
 
         Args:
-            batches: uint8 pictures, such as ``open_images(FOLDER).batches(64)`` or the images of a DataLoader.
+            batches: uint8 pictures, such as ``open_images(FOLDER).batches(64)``.
             extractor: the network.
             keep: names of features that are kept, for KID, CMMD, precision and recall.
             source: sha256 of the pictures, such as ``ImageSet.fingerprint``; None = of the moments.
@@ -117,6 +119,34 @@ class ReferenceStatistics:
         return cls(gaussians, extractor.name, extractor.fingerprint, source or cls.digest(gaussians), features)
 
     @classmethod
+    def from_batches(
+        cls,
+        batches: Iterable[ImageBatch],
+        extractor: FeatureExtractor,
+        keep: Sequence[str] = (),
+        source: str | None = None,
+    ) -> ReferenceStatistics:
+        """Statistics of the pictures of a DataModule, as it prepares them: resized, cropped, without augmentation.
+
+        ``datamodule.setup("validate")``, then ``from_batches(datamodule.val_dataloader(), extractor)``. Only pictures
+        with ``valid`` count, and one that the loader repeats (by its ``index``) counts once. In a single process: the
+        loader of one rank of several sees its share alone.
+
+        Args:
+            batches: with pixels in [-1, 1], as patch vectors of any sizes or (B, 3, H, W).
+            extractor: the network.
+            keep: names of features that are kept, for KID, CMMD, precision and recall.
+            source: sha256 of the data, such as the manifest's fingerprint; None = of the moments.
+
+        Returns:
+            The statistics, on the network's device.
+
+        Raises:
+            ValueError: latents instead of pixels, fewer than two pictures, or the extractor has no such feature.
+        """
+        return cls.from_images(pictures_of(batches), extractor, keep, source)
+
+    @classmethod
     def from_npz(
         cls,
         path: str | Path,
@@ -142,14 +172,14 @@ class ReferenceStatistics:
             ValueError: the extractor is not the one of the statistics.
         """
         arrays, names = read_npz(path, skip=("arr_0",), max_bytes=max_bytes, needed=("mu", "sigma"))
-        card = json.loads(str(arrays["card"])) if "card" in arrays else {}
+        card = card_of(path, arrays["card"]) if "card" in arrays else {}
         gaussians = {}
-        for name, (mean, covariance) in _NPZ_MOMENTS.items():
-            if mean in arrays and covariance in arrays:
-                moments = [torch.from_numpy(arrays[key]).double() for key in (mean, covariance)]
-                gaussians[name] = _gaussian(path, moments[0], moments[1], card.get("counts", {}).get(name))
+        for name, keys in _NPZ_MOMENTS.items():
+            if keys[0] in arrays and keys[1] in arrays:
+                mean, covariance = (torch.from_numpy(real_numbers(path, key, arrays[key])).double() for key in keys)
+                gaussians[name] = checked_gaussian(path, keys, mean, covariance, card.get("counts", {}).get(name))
         features = {
-            key.removeprefix("features_"): torch.from_numpy(array)
+            key.removeprefix("features_"): torch.from_numpy(real_numbers(path, key, array, dimensions=2))
             for key, array in arrays.items()
             if key.startswith("features_")
         }
@@ -247,8 +277,9 @@ class ReferenceStatistics:
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{where}: no reference statistics of this package ({error})") from None
         gaussians = {
-            name: _gaussian(where, tensors[f"mean.{name}"], tensors[f"covariance.{name}"], count)
+            name: checked_gaussian(where, keys, tensors[keys[0]], tensors[keys[1]], count)
             for name, count in card["counts"].items()
+            if (keys := (f"mean.{name}", f"covariance.{name}"))
         }
         features = {key.removeprefix("features."): rows for key, rows in tensors.items() if key.startswith("features.")}
         return cls(gaussians, card["extractor"], card["fingerprint"], card["source"], features)
@@ -331,13 +362,6 @@ def _joined(batches: Iterable[Images], extractor: FeatureExtractor) -> Iterable[
             waiting = []
     if waiting:
         yield {name: torch.cat([features[name] for features in waiting]) for name in waiting[0]}
-
-
-def _gaussian(where: str | Path, mean: Tensor, covariance: Tensor, count: int | None) -> Gaussian:
-    try:
-        return Gaussian(mean, covariance, count)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _check_names(names: Sequence[str], extractor: FeatureExtractor) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lightning_gen.data.index import replace_file
 from lightning_gen.metrics.protocol import Measurement
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = ["as_table", "failed_rules_table", "number", "write_report", "write_samples"]
+
+# Distances that are never negative but by rounding; KID and extrapolated values truly can be.
+_DISTANCES: Final = ("gfid", "sfid", "fdd", "gfdd", "rfid", "rfdd")
+_ROUNDING: Final = 1e-3
 
 
 def as_table(title: str, measurements: Sequence[Measurement], caption: str = "") -> Table:
@@ -26,19 +30,27 @@ def as_table(title: str, measurements: Sequence[Measurement], caption: str = "")
         caption: last line.
 
     Returns:
-        A table: value, standard error, interval, number of samples, protocol id, note.
+        A table: value, standard error, interval, number of samples, protocol id, note. A Frechet distance that
+        rounding put just below 0 is shown as 0.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    # Text, because rich takes brackets in a plain string for markup.
+    table = Table(
+        title=Text(title, style="table.title"),
+        caption=Text(caption, style="table.caption") if caption else None,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+    )
     for column in ("value", "+-", "interval", "N"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("protocol", overflow="fold")
     table.add_column("note", overflow="fold")
     for one in measurements:
-        value = f"{number(one.value)} {one.unit}".rstrip()
+        value = Text(f"{number(_shown(one))} {one.unit}".rstrip())
         interval = "" if one.interval is None else f"{number(one.interval[0])} .. {number(one.interval[1])}"
         count = "" if one.protocol.count is None else f"{one.protocol.count:,}"
         error = "" if one.error is None else number(one.error)
@@ -60,6 +72,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.3g}"
 
 
+def _shown(one: Measurement) -> float:
+    below_zero = one.protocol.metric in _DISTANCES and -_ROUNDING < one.value < 0
+    return 0.0 if below_zero else one.value
+
+
 def failed_rules_table(failures: Mapping[str, int]) -> Table:
     """How often each rule failed.
 
@@ -71,12 +88,13 @@ def failed_rules_table(failures: Mapping[str, int]) -> Table:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="why images failed", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("images", justify="right")
     table.add_column("rule")
     for rule, count in sorted(failures.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(f"{count:,}", rule)
+        table.add_row(f"{count:,}", Text(rule))
     return table
 
 

@@ -5,15 +5,33 @@ Shape letters: B images, C channels, H and W height and width.
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["structural_similarity"]
+from lightning_gen.metrics.protocol import Detail, Protocol
+
+__all__ = ["SSIM_PROTOCOLS", "SSIMScale", "structural_similarity"]
+
+SSIMScale = Literal["signed", "unit"]
+"""Which pixels SSIM sees. Its luminance term changes with the level of black, so these are two quantities.
+
+``unit``: black is 0, R = 1; with ``quantise=True`` the SSIM of 8-bit values with R = 255, which tables of
+reconstructions mean (protocol ``ssim/gaussian-11``). ``signed``: black is -1, R = 2, as ViTok-v2 measures it (protocol
+``ssim/gaussian-11-signed``); lower by up to some tenths where pictures are near mid grey.
+"""
 
 _SIGMA = 1.5
 _WINDOW = 11
 _K1, _K2 = 0.01, 0.03
+_COMMON: Final[dict[str, Detail]] = {"sigma": _SIGMA, "k1": _K1, "k2": _K2, "border": "left out"}
+SSIM_PROTOCOLS: Final[dict[SSIMScale, Protocol]] = {
+    "unit": Protocol("ssim", "gaussian-11", details={"values": "0 to 1", "range": 1, **_COMMON}),
+    "signed": Protocol("ssim", "gaussian-11-signed", details={"values": "-1 to 1", "range": 2, **_COMMON}),
+}
+"""Cards of SSIM by its scale, of pixels that are not rounded to 8 bits."""
 
 
 def structural_similarity(prediction: Tensor, target: Tensor, data_range: float = 2.0) -> Tensor:
@@ -31,7 +49,8 @@ def structural_similarity(prediction: Tensor, target: Tensor, data_range: float 
     Args:
         prediction: y, float, (B, C, H, W), range [-1, 1].
         target: x, the same shape.
-        data_range: R, the distance from black to white: 2 for [-1, 1].
+        data_range: R, the distance from black to white: 2 for [-1, 1]. The value also depends on where black is: the
+            luminance term of pixels around 0 is not that of the same pixels moved to [0, 2].
 
     Returns:
         (B,), in [-1, 1]; 1 = equal.

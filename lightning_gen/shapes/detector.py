@@ -151,6 +151,8 @@ class ShapesDetector:
 
     name = "shapes-exact"
     """What it is called in protocol ids."""
+    classes = KINDS
+    """All it can find."""
 
     def __init__(self, least: float = 0.3) -> None:
         self.least = least

@@ -11,10 +11,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from lightning_gen.autoencoders.reconstruction_metrics import ReconstructionMetrics
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.metrics.extraction.feature_extractor import ModuleExtractor
 from lightning_gen.metrics.frechet import Moments, frechet_distance
+from lightning_gen.metrics.reconstruction import ssim_per_image
 from lightning_gen.nn.tokens import unpatchify
 from tests.autoencoders.vitok_v2.pictures import FOLDER, TINY, data, write_pictures
 from tests.harness import two_processes
@@ -100,6 +102,23 @@ def test_the_sanity_check_is_not_counted_and_no_epoch_sees_another(tmp_path: Pat
     assert names == [f"val/rfid@{count}/colours"]
     column = lines[0].split(",").index(names[0])
     assert len({line.split(",")[column] for line in lines[1:]} - {""}) == 2
+
+
+def test_ssim_is_vitoks_and_broken_reconstructions_have_no_distance() -> None:
+    metrics = ReconstructionMetrics("val/", [ModuleExtractor(Colours(), "colours")])
+    target = [2 * torch.rand(3, 20, 24) - 1 for _ in range(4)]
+    made = [image * 0.8 for image in target]
+    index, valid = torch.arange(4), torch.tensor([True, True, True, False])
+    filler = [*made[:3], made[3] * torch.nan]
+    metrics.update(filler, target, valid, index)  # what only fills the batch may be anything
+    assert metrics.distances[0].compute().keys() == {"rfid@3/colours"}
+    wanted = ssim_per_image(made[:3], target[:3], scale="signed").mean()
+    assert float(metrics.pixels.compute()["val/ssim"]) == pytest.approx(float(wanted), rel=1e-12)
+    assert abs(float(ssim_per_image(made[:3], target[:3], scale="unit").mean() - wanted)) > 1e-3
+    with pytest.raises(ValueError, match="NaN"):
+        metrics.update(filler, target, None, index)
+    with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
+        metrics.update(made, [255 * image for image in target], None, index)
 
 
 def test_extractors_leave_no_trace_in_a_checkpoint() -> None:

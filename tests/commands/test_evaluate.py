@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,10 @@ import yaml
 from PIL import Image
 
 from lightning_gen.cli import main
+from lightning_gen.commands.evaluate_options import built, check_pairs, compressed
 from lightning_gen.metrics.image_sets import open_images
 from lightning_gen.metrics.protocol import file_sha256
+from tests.harness.tiny_dinov2 import save_torch_hub
 
 VERBS = ("gfid", "statistics", "rfid", "geneval", "geneval2", "dpg", "egip", "preference", "npz", "verify-weights")
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -103,6 +107,19 @@ def test_npz_holds_the_pictures_in_order(run: Run, tmp_path: Path) -> None:
     assert all(torch.equal(folder.read(number), file.read(number)) for number in range(3))
 
 
+def test_out_is_looked_at_before_the_work(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out in ("taken", "taken/deeper"):
+        assert re.search(
+            r"--out: \S*taken is a file: name a folder", refused("gfid", "--samples", "nowhere", "--out", out)
+        )
+    assert "folder is a folder: name a file" in refused("npz", "--samples", "nowhere", "--out", "folder")
+    assert "taken is a file" in refused("npz", "--samples", "nowhere", "--out", "taken/a.npz")
+    given = [{"verb": "gfid", **COLOURS, "out": "taken"}]
+    assert "taken is a file" in refused("--config", config(tmp_path / "one.yaml", evaluations=given))
+
+
 def test_npz_refuses_what_it_cannot_hold(run: Run, refused: Run, tmp_path: Path) -> None:
     pictures(tmp_path / "set", 2)
     Image.new("RGB", (16, 17)).save(tmp_path / "set/x.png")
@@ -138,6 +155,141 @@ def test_a_file_that_is_no_inception_is_named(run: Run, tmp_path: Path) -> None:
     assert "does not" not in run("verify-weights", "a.pth", "--sha256", file_sha256(tmp_path / "a.pth")[:8], code=1)
 
 
+LAYERS = {0: (8, 16), 2: (8, 8), 4: (8, 8), 6: (8, 8), 7: (1, 8)}
+
+
+def alexnet() -> dict[str, torch.Tensor]:
+    import torchvision
+
+    with torch.device("meta"):
+        features = torchvision.models.alexnet(weights=None).features
+    return {f"features.{name}": torch.zeros(tensor.shape) for name, tensor in features.state_dict().items()}
+
+
+def known_file(kind: str, path: Path) -> Path:
+    """The layout that is published, with weights of no meaning."""
+    if kind == "dinov2":
+        return save_torch_hub(path)
+    if kind == "clip":
+        names = ("logit_scale", "text_projection", "visual.conv1.weight")
+        torch.save({"state_dict": {name: torch.zeros(2) for name in names}}, path)
+    elif kind == "aesthetic":
+        state = {f"layers.{number}.weight": torch.zeros(shape) for number, shape in LAYERS.items()}
+        torch.save({**state, **{f"layers.{number}.bias": torch.zeros(1) for number in LAYERS}}, path)
+    else:
+        torch.save(alexnet(), path, _use_new_zipfile_serialization=False)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["lpips", "dinov2", "clip", "aesthetic"])
+def test_other_files_than_inceptions_pass(run: Run, tmp_path: Path, kind: str) -> None:
+    path = known_file(kind, tmp_path / ("a.pt" if kind == "clip" else "a.pth"))
+    digest = file_sha256(path)
+    assert f"ok   {digest}  {path.name}: {kind} and readable" in run("verify-weights", str(path))
+    assert f"{kind} and as expected" in run("verify-weights", str(path), "--sha256", digest[:8].upper())
+    assert "ok " in run("verify-weights", str(path), "--kind", kind)
+    assert "another file" in run("verify-weights", str(path), "--sha256", "00000000", code=1)
+    other = "aesthetic" if kind == "lpips" else "lpips"
+    assert f"does not hold what {other} needs" in run("verify-weights", str(path), "--kind", other, code=1)
+    assert "BAD" in run("verify-weights", str(path), "--kind", "inception", code=1)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert "BAD" in run("verify-weights", str(path), "--kind", kind, code=1)
+
+
+def test_weights_that_could_give_no_number_are_bad(run: Run, refused: Run, tmp_path: Path) -> None:
+    path = known_file("aesthetic", tmp_path / "a.pth")
+    state = torch.load(path)
+    state["layers.4.weight"][0, 0] = float("nan")
+    torch.save(state, path)
+    assert "layers.4.weight holds NaN or infinity (1 tensors in all)" in run("verify-weights", "a.pth", code=1)
+    state = alexnet()
+    del state["features.3.weight"]
+    torch.save(state, path)
+    assert "none of alex, vgg and squeeze" in run("verify-weights", "a.pth", code=1)
+    hub = torch.load(known_file("dinov2", tmp_path / "b.pth"))
+    torch.save(hub | {"register_tokens": torch.zeros(1)}, tmp_path / "b.pth")
+    assert "a network with registers" in run("verify-weights", "b.pth", code=1)
+    (tmp_path / "c.safetensors").write_bytes(b"")
+    assert "--kind is for torch files" in refused("verify-weights", "c.safetensors", "--kind", "clip")
+
+
+@pytest.mark.parametrize("digits", ["", "3", "3f2a90c", "any", "3f2a90cg", "0" * 65])
+def test_a_sha256_has_8_digits_or_more(refused: Run, tmp_path: Path, digits: str) -> None:
+    (tmp_path / "a.bin").write_bytes(b"")
+    assert "8 to 64 hexadecimal digits" in refused("verify-weights", "a.bin", f"--sha256={digits}")
+
+
+# ---------------------------------------------------------------- options that verbs share
+
+
+def write_tar(path: str, *names: str) -> str:
+    with tarfile.open(path, "w") as file:
+        for name in names:
+            content = io.BytesIO()
+            Image.new("RGB", (4, 4)).save(content, "PNG")
+            member = tarfile.TarInfo(name)
+            member.size = content.tell()
+            content.seek(0)
+            file.addfile(member, content)
+    return path
+
+
+def test_pairs_must_stand_in_the_same_order(tmp_path: Path) -> None:
+    first, same, other = (str(tmp_path / name) for name in ("a.tar", "b.tar", "c.tar"))
+    write_tar(first, "0.png", "1.png", "2.png")
+    write_tar(same, "0.png", "1.png", "2.png")
+    write_tar(other, "0.png", "2.png", "1.png")
+    assert check_pairs(open_images(first), open_images(same)) == []
+    with pytest.raises(ValueError, match="in the same order: 1 stands against 2"):
+        check_pairs(open_images(first), open_images(other))
+
+
+def test_compressed_samples_are_counted(tmp_path: Path) -> None:
+    for name in ("0.png", "1.jpg", "2.JPEG", "3.webp"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    [warning] = compressed(open_images(tmp_path))
+    assert "3 of 4 pictures" in warning
+    for name in ("1.jpg", "2.JPEG", "3.webp"):
+        (tmp_path / name).unlink()
+    assert compressed(open_images(tmp_path)) == []
+
+
+def test_a_class_that_cannot_be_called_so_is_refused(refused: Run, tmp_path: Path) -> None:
+    (tmp_path / "my_networks.py").write_text(
+        "class Bare:\n    pass\n\n\nclass Needy:\n    def __init__(self, weights):\n        raise TypeError('own')\n"
+    )
+    pictures(tmp_path / "a", 2)
+    given = ("gfid", "--samples", "a", "--reference", "a", "--extractor")
+    assert "my_networks.Bare() cannot be called with the argument 'x'" in refused(
+        *given, "my_networks.Bare", "--weights", "x"
+    )
+    assert "my_networks.Needy(weights) cannot be called without an argument: missing" in refused(
+        *given, "my_networks.Needy"
+    )
+    with pytest.raises(TypeError, match="own"):
+        built("my_networks.Needy", "--extractor", "x")
+
+
+def test_the_numbers_are_written_before_anything_is_printed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "t[/b]", 4)
+    given = ("gfid", "--samples", "t[/b]", "--reference", "t[/b]", "--extractor", "grid-colours", "--metrics", "gfid")
+    out = run(*given, "--out", "runs[/b]")
+    assert "t[/b]" in out
+    assert str(Path("runs[/b]/metrics.json")) in out
+    assert "check" not in json.loads((tmp_path / "runs[/b]/metrics.json").read_text())["inputs"]["options"]
+
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setattr("rich.console.Console.print", broken)
+    with pytest.raises(OSError, match="the terminal is gone"):
+        main(["evaluate", *given, "--out", "later"])
+    assert (tmp_path / "later/metrics.json").is_file()
+    assert (tmp_path / "later/samples.jsonl").is_file()
+
+
 # ---------------------------------------------------------------- several evaluations
 
 
@@ -147,6 +299,7 @@ def config(path: Path, **content: object) -> str:
 
 
 COLOURS = {"samples": "a", "reference": "b", "extractor": "grid-colours"}
+SCORED = {"samples": "a", "prompts": "a"}
 
 
 def test_a_file_says_the_same_as_the_command_line(run: Run, tmp_path: Path) -> None:
@@ -185,6 +338,26 @@ def test_a_file_says_the_same_as_the_command_line(run: Run, tmp_path: Path) -> N
     assert (tmp_path / "a.npz").is_file()
 
 
+def test_what_an_earlier_evaluation_writes_need_not_be_there_yet(run: Run, tmp_path: Path) -> None:
+    pictures(tmp_path / "a", 4)
+    given = [
+        {"verb": "npz", "samples": "a", "out": "a.npz"},
+        {"verb": "statistics", "images": "a.npz", "extractor": "grid-colours", "out": "s.safetensors"},
+        {"verb": "gfid", "samples": "a.npz", "reference": "s.safetensors", "extractor": "grid-colours"},
+    ]
+    assert "gfid@4/grid-colours-4x4" in run("--config", config(tmp_path / "one.yaml", evaluations=given))
+
+
+def test_a_key_that_is_written_twice_is_refused(refused: Run, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text("evaluations:\n  - verb: npz\n    samples: a\n    out: a.npz\n    samples: b\n")
+    assert "one.yaml, line 5: samples is written twice" in refused("--config", str(path))
+    path.write_text("evaluations:\n  - verb: gfid\n    samples: a\n    batch-size: 1\n    batch_size: 2\n")
+    assert "line 5: batch_size is written twice" in refused("--config", str(path))
+    path.write_text("out: a\nevaluations: [{verb: npz}]\nout: b\n")
+    assert "line 3: out is written twice" in refused("--config", str(path))
+
+
 def test_the_largest_code_is_kept(run: Run, tmp_path: Path) -> None:
     given = [{"verb": "verify-weights", "files": ["none"]}, {"verb": "verify-weights", "files": ["one.yaml"]}]
     assert "BAD" in run("--config", config(tmp_path / "one.yaml", evaluations=given), code=1)
@@ -204,6 +377,26 @@ def test_the_largest_code_is_kept(run: Run, tmp_path: Path) -> None:
         ({"evaluations": [{"verb": "gfid", **COLOURS, "count": False}]}, "count takes a value, got false"),
         ({"evaluations": [{"verb": "gfid", **COLOURS, "extractor": {"class_path": "a.B"}}]}, "takes a value or a list"),
         ({"evaluations": [{"verb": "npz", "out": "a.npz"}]}, "--samples"),
+        ({"evaluations": [{"verb": "gfid", **COLOURS}]}, "no file or folder b, which --reference names"),
+        ({"evaluations": [{"verb": "gfid", **COLOURS, "reference": "a", "metrics": "fdi"}]}, "--metrics fdi"),
+        ({"evaluations": [{"verb": "gfid", **COLOURS, "extractor": "no.Such"}]}, "--extractor no.Such"),
+        ({"evaluations": [{"verb": "gfid", **COLOURS, "device": "tpu9"}]}, "--device tpu9"),
+        (
+            {"evaluations": [{"verb": "statistics", "images": "a", "out": "s.npz", "weights": "fid.pth"}]},
+            "no file or folder fid.pth, which --weights names",
+        ),
+        ({"evaluations": [{"verb": "preference", **SCORED, "scorer": "magic"}]}, "choose pickscore, hpsv2"),
+        ({"evaluations": [{"verb": "preference", **SCORED, "scorer": ["a.b", "c", "d"]}]}, "--scorer a.b"),
+        ({"evaluations": [{"verb": "preference", **SCORED, "scorer": "aesthetic"}]}, "takes HEAD and CLIP"),
+        ({"evaluations": [{"verb": "geneval", "samples": "a", "detector": "yolo"}]}, "choose m2f, grounding-dino"),
+        (
+            {"evaluations": [{"verb": "egip", "samples": "a", "cases": "a", "judge": "http://localhost:1/v1"}]},
+            "needs --judge-model",
+        ),
+        (
+            {"evaluations": [{"verb": "egip", "samples": "a", "cases": "a", "judge": "b", "workers": 2}]},
+            "a local model answers one question at a time",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_runs(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lightning_gen.cli import main
-from lightning_gen.commands import evaluate_features
+from lightning_gen.commands import evaluate_extractors, evaluate_features
 from lightning_gen.commands.evaluate_extractors import GridColours
 from lightning_gen.metrics.extractors import FIDInceptionV3, ModuleExtractor
 from lightning_gen.metrics.frechet import Moments, frechet_distance
@@ -135,7 +135,8 @@ def test_inception_by_its_file(run: Run, weights: str) -> None:
     given = ("--weights", weights, "--sha256", "any", "--count", "2")
     run("gfid", "--samples", "a", *given, "--resize", "antialias", "--metrics", "is", "--out", "runs")
     found = report("runs")["metrics"]["inception_score"]
-    assert found["protocol"]["id"] == "inception_score@2/torchmetrics-antialias"
+    assert found["protocol"]["id"] == "inception_score@2/torchmetrics-antialias-unpublished"
+    assert "no published number" in found["note"]
     extractor = FIDInceptionV3(weights, "antialias", expected_sha256="any")
     logits = extractor(open_images("a").select([0, 1]))["logits"]
     assert found["value"] == pytest.approx(inception_score(logits).mean, rel=1e-5)
@@ -232,7 +233,15 @@ def test_counts_and_metrics_that_make_no_sense(refused: Run, monkeypatch: pytest
     assert "12 pictures, 13 are asked for" in refused(*given, "--count", "13")
     assert "there are gfid, sfid, is, pr, kid" in refused(*given, "--metrics", "gfid,fid")
     assert "'logits'" in refused(*given, "--metrics", "is")
-    assert "subsets of 1000 cannot be drawn" in refused(*given, "--metrics", "kid")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_extractors, "extractor_of", None)  # refused before any network is made
+        assert "subsets of 1000 cannot be drawn from 12 samples" in refused(*given, "--metrics", "kid")
+        assert "a smaller --kid-subset-size" in refused(*given, "--metrics", "kid")
+        more = ("--metrics", "gfid,kid", "--kid-subset-size", "11")
+        assert "subsets of 11 cannot be drawn from 10 reference pictures" in refused(*given, *more)
+        message = refused(*given, "--metrics", "pr", "--count", "3")
+        assert "3 samples have no neighbour number 3" in message and "--neighbours" in message
+        assert "at least 2 pictures, not 1 samples" in refused(*given, "--metrics", "gfid", "--count", "1")
     assert "give --reference" in refused("gfid", "--samples", "a", *COLOURS)
     monkeypatch.setattr(evaluate_features, "PUBLISHED_COUNT", 11)
     assert "--count 11 takes the first ones" in refused(*given)
@@ -262,3 +271,41 @@ def test_statistics_say_when_pictures_are_too_few(run: Run) -> None:
     assert "4 pictures for 48 values: the covariance is singular" in out
     with np.load("b.npz", allow_pickle=False) as file:
         assert file["mu"].shape == (48,)
+
+
+def test_what_nobody_asked_for_never_ends_the_run(run: Run, refused: Run, tmp_path: Path) -> None:
+    given = ("gfid", "--samples", "a", "--reference", "b", *COLOURS, "--count", "3")
+    out = run(*given, "--out", "runs")
+    assert list(report("runs")["metrics"]) == ["gfid"]
+    assert "precision_recall is left out: 3 samples have no neighbour number 3" in out
+    run(*given, "--neighbours", "2", "--out", "two")
+    assert report("two")["metrics"]["precision"]["protocol"]["details"]["k"] == 2
+    pictures(tmp_path / "one", 1)
+    message = refused("gfid", "--samples", "a", "--reference", "one", *COLOURS)
+    assert "not 1 reference pictures" in message
+    assert "at least 2" in refused("statistics", "--images", "one", *COLOURS, "--out", "one.npz")
+
+
+def test_saved_features_are_counted_too(run: Run, refused: Run) -> None:
+    run("statistics", "--images", "b", *COLOURS, "--keep-features", "--out", "b.safetensors")
+    given = ("gfid", "--samples", "a", "--reference", "b.safetensors", *COLOURS, "--kid-subset-size", "11")
+    assert "from 10 reference pictures" in refused(*given, "--metrics", "kid")
+
+
+def test_transparent_pictures_are_counted_and_their_rule_is_on_the_card(run: Run, tmp_path: Path) -> None:
+    for number in range(4):
+        picture = Image.open(f"a/{number:03d}.png").convert("RGBA")
+        picture.putalpha(60)
+        picture.save(f"a/{number:03d}.png")
+    given = ("gfid", "--samples", "a", "--reference", "b", *COLOURS, "--metrics", "gfid")
+    out = run(*given, "--out", "white")
+    assert "transparent pictures (4 of 12 samples, 0 of 10 reference pictures) were laid over white" in out
+    assert "--alpha drop" in out
+    dropped = run(*given, "--alpha", "drop", "--out", "drop")
+    assert "without their alpha" in dropped
+    cards = [report(name)["metrics"]["gfid"] for name in ("white", "drop")]
+    assert [card["protocol"]["details"]["alpha"].partition(":")[0] for card in cards] == ["laid over white", "dropped"]
+    assert cards[0]["value"] > cards[1]["value"] + 0.1
+    assert "transparent pictures (4 of 12 pictures)" in run("statistics", "--images", "a", *COLOURS, "--out", "a.npz")
+    run("gfid", "--samples", "b", "--reference", "b", *COLOURS, "--metrics", "gfid", "--out", "opaque")
+    assert "alpha" not in report("opaque")["metrics"]["gfid"]["protocol"]["details"]

@@ -78,6 +78,28 @@ class Answers:
 
 class Nothing:
     pass
+
+
+class Deep(Silent):
+    def __call__(self, message):
+        return '{"entities": ' + "[" * 100000
+
+
+class Wordless(Silent):
+    def __call__(self, message):
+        return None
+
+
+class Forgetful(Silent):
+    """Forgets the constraints and is not sure about the entities."""
+
+    def __call__(self, message):
+        return json.dumps({"entities": [{"id": "e", "verdict": "uncertain"}, {"verdict": "pass"}]})
+
+
+class Mute(Answers):
+    def answer(self, images, questions):
+        return [None] * len(images)
 '''
 
 
@@ -181,6 +203,14 @@ def test_bad_geneval_input(run: Run, refused: Run) -> None:
     assert "1 pictures instead of 2" in refused(*GENEVAL, "known_judges.Red")
     out = run(*GENEVAL, "known_judges.Red", "--incomplete")
     assert "warning: 00001/samples has 1 pictures" in out
+    assert "--incomplete scores what is there" in refused(*GENEVAL, "known_judges.Red")
+    for number in range(2, 22):
+        Path(f"out/{number:05d}").mkdir()
+        Path(f"out/{number:05d}/metadata.jsonl").write_bytes(Path("out/00000/metadata.jsonl").read_bytes())
+    out = run(*GENEVAL, "known_judges.Red", "--incomplete", "--out", "runs")
+    assert out.count("warning:") == 1
+    assert "and 16 more" in " ".join(out.split())
+    assert len(json.loads(Path("runs/metrics.json").read_text())["inputs"]["missing"]) == 21
 
 
 # ---------------------------------------------------------------- GenEval 2 and DPG-Bench
@@ -220,6 +250,55 @@ def test_dpg_cuts_grids_and_gates_answers(run: Run, refused: Run) -> None:
     assert metrics("runs")["dpg-bench"]["value"] == pytest.approx(75)
     assert [row["score"] for row in lines("runs/samples.jsonl")] == [0.5, 1.0]
     assert "1 of 3 prompts have no picture" in refused(*given, "--all-rows")
+
+
+def dpg_table(*items: str) -> tuple[str, ...]:
+    with open("dpg.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item_id", "text", "proposition_id", "dependency", "tuple", "question_natural_language"])
+        for item in items:
+            writer.writerow([item, f"text {item}", 1, 0, "1 | entity - whole (x)", f"question {item}?"])
+    return "dpg", "--samples", "out", "--prompts", "dpg.csv", "--all-rows", "--model", "known_judges.Answers"
+
+
+def test_dpg_keeps_prompts_apart_whose_ids_are_numbers(run: Run) -> None:
+    given = dpg_table("0", "1")
+    for item, red in (("0", True), ("1", True)):
+        for number in range(4):
+            save(f"out/{item}/{number}.png", red)
+    run(*given, "--out", "runs")
+    assert metrics("runs")["dpg-bench"]["value"] == 100
+    for number in range(4):
+        save(f"out/1/{number}.png", False)
+    run(*given, "--out", "runs")
+    assert [row["score"] for row in lines("runs/samples.jsonl")] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/0.png"],
+        [f"a/{number}.png" for number in range(7)],
+        [f"a/{number}.png" for number in range(3)],
+        ["a.png", "a.jpg"],
+        ["a.png", *(f"a/{number}.png" for number in range(4))],
+        ["a/0.png", "a/0.jpg", "a/1.png", "a/2.png"],
+    ],
+)
+def test_dpg_takes_one_grid_or_four_pictures(run: Run, refused: Run, names: list[str]) -> None:
+    given = dpg_table("a", "b")
+    save("out/b.png", True)
+    for name in names:
+        save(f"out/{name}", True)
+    assert f"({len(names)}); there must be a.png, a grid of four" in refused(*given, "--incomplete")
+
+
+def test_dpg_counts_pictures_of_no_prompt(run: Run, refused: Run) -> None:
+    given = dpg_table("a")
+    save("out/a.png", True)
+    save("out/c.png", True)
+    assert "1 pictures are of no prompt" in run(*given)
+    assert "an answer about a is NoneType, no text" in refused(*given[:-1], "known_judges.Mute")
 
 
 # ---------------------------------------------------------------- EGIP
@@ -308,6 +387,27 @@ def test_a_judge_that_answers_in_no_form_is_counted_never_guessed(run: Run) -> N
     assert not Path("runs/contact_sheet.png").exists()
 
 
+@pytest.mark.parametrize(("judge", "reason"), [("Deep", "nested deeper"), ("Wordless", "NoneType, no text")])
+def test_malformed_answers_are_counted_with_their_reason(run: Run, judge: str, reason: str) -> None:
+    gen_arena(2)
+    for number in range(2):
+        save(f"out/1-cartoon_{number:03d}.png", True)
+    out = run(*EGIP, f"known_judges.{judge}", "--attempts", "1", "--out", "runs")
+    assert metrics("runs")["egip"]["protocol"]["details"]["num_errors/judge"] == 2
+    assert "2 cases have no verdict" in out
+    assert reason in out
+    assert all(reason in row["error"] for row in lines("runs/samples.jsonl"))
+
+
+def test_omitted_and_undecided_verdicts_are_said(run: Run) -> None:
+    gen_arena(2)
+    for number in range(2):
+        save(f"out/1-cartoon_{number:03d}.png", True)
+    out = run(*EGIP, "known_judges.Forgetful")
+    assert "warning: verdicts of the judge: 2 omitted, 2 undecided, 2 unreadable; only a clear pass passes" in out
+    assert "verdicts of the judge" not in run(*EGIP, "known_judges.Silent")
+
+
 def test_bad_egip_input(run: Run, refused: Run) -> None:
     gen_arena()
     save("out/000.png", True)
@@ -323,3 +423,23 @@ def test_bad_egip_input(run: Run, refused: Run) -> None:
     message = refused(*EGIP, "known_judges.Silent")
     assert "entity 'e' points to reference 'nobody', which is not there" in message
     assert "gen_arena.jsonl, line 1" in message
+
+
+def test_a_detector_may_bring_its_classes_and_name_its_colours(run: Run) -> None:
+    from lightning_gen.shapes.grammar import Phrase, Request
+    from lightning_gen.shapes.layout import draw_scene
+    from lightning_gen.shapes.render import render
+    from lightning_gen.training.randomness import numpy_generator
+
+    asked = Request((Phrase("star", "red"), Phrase("moon", "blue")))
+    swapped = Request((Phrase("star", "blue"), Phrase("moon", "red")))
+    for number, shown in enumerate((asked, asked, asked, swapped)):
+        folder = Path("drawn") / f"{number:05d}" / "samples"
+        folder.mkdir(parents=True)
+        (folder.parent / "metadata.jsonl").write_text(json.dumps(asked.metadata()) + "\n")
+        picture = render(draw_scene(shown, numpy_generator(0, "drawn", number)), (64, 64))
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / "0000.png")
+    detector = ("--detector", "lightning_gen.ShapesDetector", "--out", "runs")
+    run("geneval", "--samples", "drawn", "--samples-per-prompt", "1", *detector)
+    found = metrics("runs")["geneval-style:color_attr"]
+    assert found["value"] == 0.75 and found["protocol"]["details"]["colors_sha256"] == "the detector"

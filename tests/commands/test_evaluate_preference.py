@@ -119,6 +119,8 @@ def test_what_does_not_belong_together_is_refused(refused: Run, clip: str) -> No
     assert "same names in the same order: 3 stands against 4" in refused(*given, "--against", "b")
     prompts({"image": "0.png", "prompt": "x"}, {"prompt": "y"})
     assert 'line 2 has no "image"' in refused(*given)
+    Path("prompts.jsonl").write_text("\n".join(json.dumps({"image": n, "prompt": "x"}) for n in (3, 2, 1, 0)))
+    assert 'line 1: "image" is 3, no text' in refused(*given)
     prompts({"image": "0.png", "prompt": "x"}, {"image": "0.png", "prompt": "y"})
     assert "line 2: 0.png has a prompt already" in refused(*given)
     prompts(*({"image": f"{number}", "prompt": "x"} for number in range(3)))

@@ -100,7 +100,7 @@ def test_variants_and_lpips_have_names_of_their_own(run: Run, tmp_path: Path) ->
     torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
     run(*PAIRS, "--lpips", "squeeze.pth", "--lpips-net", "squeeze", "--variants", "--out", "runs")
     found = metrics("runs")
-    assert {"psnr/pooled-error", "ssim/muse"} < set(found)
+    assert {"psnr/pooled-error", "ssim/gaussian-11-signed", "ssim/muse"} < set(found)
     [lpips] = [entry for name, entry in found.items() if name.startswith("lpips")]
     assert "no file that torchvision publishes" in lpips["note"]
 
@@ -129,3 +129,32 @@ def test_jpeg_reconstructions_are_told(run: Run) -> None:
         Image.open(f"y/{number}.png").save(f"y/{number}.jpg")
         Path(f"y/{number}.png").unlink()
     assert "stored as JPEG" in run(*PAIRS)
+
+
+def test_ssim_is_that_of_8_bit_values(run: Run) -> None:
+    from skimage.metrics import structural_similarity
+
+    run(*PAIRS, "--out", "runs")
+    pairs = [[np.asarray(Image.open(f"{where}/{number}.png")) for where in "xy"] for number in range(6)]
+    common = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    wanted = [structural_similarity(x, y, data_range=255, **common) for x, y in pairs]
+    entry = metrics("runs")["ssim/gaussian-11"]
+    assert entry["value"] == pytest.approx(float(np.mean(wanted)), abs=1e-9)
+    assert entry["protocol"]["details"]["range"] == 255
+
+
+def test_one_pair_has_no_distance_but_all_the_rest(run: Run) -> None:
+    run(*PAIRS, "--count", "1", "--extractor", "grid-colours", "--out", "runs")
+    found = metrics("runs")
+    assert found["rfid@1/grid-colours-4x4"]["value"] is None and "1 pairs" in found["rfid@1/grid-colours-4x4"]["note"]
+    assert found["psnr/image-mean"]["value"] > 0
+
+
+def test_transparent_pairs_are_told(run: Run) -> None:
+    Image.open("y/0.png").convert("RGBA").save("y/0.png")
+    assert "transparent" not in run(*PAIRS), "opaque"
+    picture = Image.open("y/0.png")
+    picture.putalpha(9)
+    picture.save("y/0.png")
+    assert "(1 of 6 reconstructions, 0 of 6 originals) were laid over white" in run(*PAIRS)
+    assert "without their alpha" in run(*PAIRS, "--alpha", "drop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,6 +20,22 @@ def test_every_byte_survives_every_conversion() -> None:
     assert torch.equal(T.unit_to_uint8(T.uint8_to_unit(bytes_)), bytes_)
     assert torch.equal(T.unit_to_uint8(T.signed_to_unit(T.uint8_to_signed(bytes_))), bytes_)
     assert torch.equal(T.signed_to_uint8(T.unit_to_signed(T.uint8_to_unit(bytes_))), bytes_)
+
+
+@pytest.mark.parametrize("convert", [T.signed_to_uint8, T.unit_to_uint8])
+def test_what_is_no_pixel_becomes_no_picture(convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    good = torch.tensor([[0.1, 0.9], [0.5, 0.2]])
+    for value in (math.nan, math.inf, -math.inf):
+        for dtype in (torch.float32, torch.bfloat16):
+            bad = good.to(dtype)
+            bad[1, 0] = value
+            with pytest.raises(ValueError, match=f"{convert.__name__}: a pixel is NaN or infinite"):
+                convert(bad)
+    with pytest.raises(ValueError, match=r"pixels from 0 to 200, expected .*levels of 0..255: .*uint8"):
+        convert(torch.tensor([0.0, 7.0, 200.0]))
+    overshoot = torch.tensor([-4.0, 0.3, 200.0])
+    assert convert(overshoot)[[0, 2]].tolist() == [0, 255], "a network overshoots at both ends"
+    assert convert(torch.zeros(0, 3)).shape == (0, 3)
 
 
 def test_ends_and_middle_of_the_ranges() -> None:

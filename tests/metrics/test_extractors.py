@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from lightning_gen.backbones.vision import DINOv3Encoder
 from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.metrics import extractors
-from lightning_gen.metrics.extraction.clip import load_clip
+from lightning_gen.metrics.extraction.clip import CLIPModel, load_clip
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor, ModuleExtractor, state_fingerprint
+from lightning_gen.metrics.extraction.inception_weights import InceptionWeights
 from lightning_gen.metrics.extraction.resizing import inception_input
 from lightning_gen.metrics.extractors import CLIPImageExtractor, DINOv3Extractor, FIDInceptionV3
+from lightning_gen.metrics.reference import ReferenceStatistics
 from tests.harness.tiny_clip import write_tiny_clip
 from tests.harness.tiny_dinov3 import WIDTH, save_timm, save_transformers
 from tests.harness.tiny_inception import write_random_inception
@@ -216,14 +218,60 @@ def test_the_fingerprint_is_that_of_names_shapes_and_bytes() -> None:
     assert len(state_fingerprint(nn.BatchNorm2d(2))) == 64
 
 
+class Scaled(nn.Module):
+    """No weights, but a setting."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.factor * pixels.mean((2, 3))
+
+
+class Otherwise(Scaled):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels.amax((2, 3))
+
+
+def test_networks_without_weights_are_told_by_their_code_and_settings() -> None:
+    networks = [
+        Scaled(), Scaled(2.0), Otherwise(), nn.Sequential(Scaled(), nn.Flatten()), nn.Sequential(Scaled(3.0)),
+        nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2),
+    ]  # fmt: skip
+    prints = [state_fingerprint(network) for network in networks]
+    assert len(set(prints)) == len(prints) and hashlib.sha256().hexdigest() not in prints
+    assert prints[0] == state_fingerprint(Scaled().eval()), "not by address, device or mode"
+    hidden = Scaled()
+    hidden.register_buffer("table", torch.arange(3), persistent=False)
+    assert state_fingerprint(hidden) not in prints
+    assert ModuleExtractor(Scaled(2.0), "scaled").fingerprint == prints[1]
+
+
 # ------------------------------------------------------------------ Inception
+
+
+@pytest.mark.parametrize(
+    ("published", "name", "word"),
+    [(True, "adm-tf1", ""), (False, "adm-tf1-unpublished", "no published number"), (None, "adm-tf1-unverified", "sha")],
+)
+def test_only_the_published_weights_have_the_published_name(
+    published: bool | None, name: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"pool": 2048, "logits": 1008}
+    loaded = InceptionWeights(nn.Linear(1, 1), sizes, "state dict", "a" * 64, "b" * 64, published)
+    monkeypatch.setattr(extractors, "load_inception", lambda *_: loaded)
+    found = FIDInceptionV3("weights.pth")
+    assert found.name == name and (word in found.note) and bool(found.note) == bool(word)
+    ReferenceStatistics({}, "adm", None, "").check(found)  # files of the ADM evaluator compare with every one of them
 
 
 def test_inception_gives_three_features_under_the_name_of_its_resize(inception: FIDInceptionV3) -> None:
     found = inception(pictures(2))
     assert {name: feature.shape[1] for name, feature in found.items()} == inception.sizes
     assert inception.sizes == {"pool": 2048, "spatial": 2023, "logits": 1008}
-    assert inception.name == "adm-tf1" and len(inception.fingerprint) == 64
+    assert inception.name == "adm-tf1-unpublished" and len(inception.fingerprint) == 64
+    assert "not the published ones" in inception.note
     with torch.no_grad():
         wanted = inception.network(inception_input(pictures(2)))
     assert torch.equal(found["pool"], wanted["pool"])
@@ -316,4 +364,17 @@ def test_clip_gives_unit_vectors_of_the_one_loader(tmp_path: Path) -> None:
     assert torch.allclose(found, clip.embed_images(images), atol=1e-6)
     assert extractor.sizes == {"pool": found.shape[1]}
     assert extractor.fingerprint == clip.fingerprint
-    assert extractor.name == f"clip-{found.shape[1]}d-{clip.pixels.size}"
+    assert extractor.name == clip.architecture.replace("vit-", "clip-")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("vit-l14-336", "clip-l14-336"), ("vit-b16-224", "clip-b16-224"), ("clip-224", "clip-224")],
+)
+def test_clip_is_named_by_its_tower_not_by_a_width(
+    architecture: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A projection of 768 values is no ViT-L/14 by itself."""
+    source = str(write_tiny_clip(tmp_path / "clip"))
+    monkeypatch.setattr(CLIPModel, "architecture", architecture)
+    assert CLIPImageExtractor(source).name == name

@@ -26,6 +26,9 @@ IDS = [
 ]  # fmt: skip
 
 
+MANIFOLD = ("precision", "recall", "density", "coverage")
+
+
 def gaussian(rows: Tensor) -> Gaussian:
     moments = Moments(rows.shape[1])
     moments.add(rows)
@@ -304,3 +307,59 @@ def test_two_processes_of_a_lightning_module_equal_one(tmp_path: Path) -> None:
                 name: first[name] for name in IDS if "sfid" not in name
             }
             assert values == pytest.approx(first, rel=1e-12)
+
+
+def test_the_error_of_the_inception_score_is_that_of_a_mean_of_its_splits() -> None:
+    metrics = generation(reference=reference(), metrics=("inception_score",))
+    metrics.update(FAKE)
+    (found,) = metrics.measurements()
+    splits = torch.tensor(inception_score(ToyExtractor()(FAKE)["logits"], 20).splits)
+    assert len(splits) == 6 and found.error == pytest.approx(float(splits.std(correction=1)) / 6**0.5, rel=1e-6)
+
+
+def test_a_value_that_cannot_be_computed_leaves_the_others_alone() -> None:
+    """Ten samples: no subset of 40, but neighbours and moments; two: no third neighbour either; one: a score alone."""
+    for count, impossible in ((10, {"kid"}), (2, {"kid", *MANIFOLD, "gfid-infinity"}), (1, {"all"})):
+        metrics = generation(reference=reference())
+        metrics.update(FAKE[:count])
+        with pytest.warns(UserWarning, match=f"kid: subsets of 40 cannot be drawn from {count} samples"):
+            found = {one.protocol.metric: one for one in metrics.measurements()}
+        if impossible == {"all"}:
+            impossible = set(found) - {"inception_score"}
+        assert {name for name, one in found.items() if one.value != one.value} == impossible
+        assert all(bool(found[name].note) for name in impossible)
+    assert found["precision"].note == "1 samples have no neighbour number 3"
+    few = ReferenceStatistics.from_images([REAL[:3]], ToyExtractor(), keep=("pool",))
+    metrics = generation(reference=few, metrics=("precision_recall", "cmmd"))
+    metrics.update(FAKE)
+    with pytest.warns(UserWarning, match="3 reference pictures have no neighbour number 3"):
+        values = {one.protocol.metric: one.value for one in metrics.measurements()}
+    assert values["recall"] != values["recall"] and values["cmmd"] > 0
+    pair = ReconstructionFrechet(ToyExtractor())
+    pair.update(FAKE[:1], REAL[:1])
+    with pytest.warns(UserWarning, match="at least 2 pictures, not 1 pairs"):
+        (one,) = pair.measurements()
+    assert one.value != one.value and one.note and one.protocol.id == "rfid@1/toy"
+
+
+def test_settings_without_meaning_are_refused_at_once() -> None:
+    for name, value in (("kid_subset_size", 1), ("neighbours", 0), ("split_size", 0), ("kid_subsets", 0)):
+        with pytest.raises(ValueError, match=f"{name} is at least"):
+            generation(**{name: value})
+
+
+def test_distances_on_features_they_are_not_defined_on_say_so() -> None:
+    for metric, kind in (("fdd", "DINOv2"), ("gfdd", "DINOv3"), ("rfdd", "DINO"), ("cmmd", "CLIP")):
+        metrics = generation(reference=reference(), metrics=(metric,), extrapolate=False)
+        metrics.update(FAKE)
+        (one,) = metrics.measurements()
+        assert one.note == f"{metric} is defined on features of {kind}, these are of toy"
+    own = ToyExtractor("dinov2-l14")
+    statistics = ReferenceStatistics.from_images([REAL], own, keep=("pool",))
+    metrics = ImageGenerationMetrics(own, statistics, ("fdd", "gfid"), expected_count=101)
+    metrics.update(FAKE)
+    assert [one.note for one in metrics.measurements()] == ["", ""]
+    own.note = "other weights"
+    metrics = ImageGenerationMetrics(own, statistics, ("fdd", "gfid"), expected_count=101)
+    metrics.update(FAKE)
+    assert {one.note for one in metrics.measurements()} == {"other weights"}

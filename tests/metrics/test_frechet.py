@@ -175,3 +175,30 @@ def test_features_that_never_vary_are_no_triangle(count: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert FrechetReference(first).distance(second) == pytest.approx(frechet_distance(*small), rel=1e-6)
+
+
+def test_what_is_no_covariance_is_refused() -> None:
+    mean, good = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    negative, skew = good.clone(), good.clone()
+    negative[1, 1] = -0.5
+    skew[0, 2] = 1e-5  # above the diagonal, where a distance that reads one half does not look
+    for bad, message in ((negative, "variance of feature 1 is -0.5"), (skew, "not symmetric.* up to 1e-05")):
+        with pytest.raises(ValueError, match=message):
+            Gaussian(mean, bad, None)
+    skew[0, 2] = 1e-7
+    assert Gaussian(mean, skew, None).count is None, "rounding is no mistake"
+    assert Gaussian(mean, torch.zeros_like(good), 5).count == 5
+
+
+def test_constant_features_far_from_zero_have_a_covariance() -> None:
+    rows = torch.full((1000, 300), 1234.567)
+    rows[:, 0] = torch.linspace(0, 1, 1000)
+    moments = Moments(300)
+    for some in rows.split(37):
+        moments.add(some)
+    covariance = moments.gaussian().covariance
+    assert (covariance.diagonal() >= 0).all() and torch.equal(covariance, covariance.T)
+    total = torch.tensor([3e3, 0.0], dtype=torch.float64)
+    outer = torch.tensor([[3e6 - 1e-9, 0.0], [0.0, 1.0]], dtype=torch.float64)  # a sum of squares, rounded down
+    rounded = Moments.of(torch.tensor(3), total, outer, torch.zeros(2, dtype=torch.float64)).gaussian()
+    assert rounded.covariance.tolist() == [[0, 0], [0, 0.5]]

@@ -256,3 +256,52 @@ def test_what_is_ambiguous_or_absent_is_refused(tmp_path: Path) -> None:
 def test_a_batch_holds_at_least_one_picture(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1 picture"):
         next(open_images(save_folder(tmp_path / "a", pixels(1))).batches(0))
+
+
+def alpha_folder(folder: Path) -> Path:
+    """Opaque RGBA, a half transparent one, one of a palette, grey with alpha, 16-bit grey with a transparent level."""
+    folder.mkdir()
+    rgba = np.full((2, 3, 4), (10, 20, 30, 255), np.uint8)
+    Image.fromarray(rgba).save(folder / "0.png")
+    rgba[0, 0, 3], rgba[0, 1, 3] = 0, 128
+    Image.fromarray(rgba).save(folder / "1.png")
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(folder / "2.png", transparency=1)
+    Image.fromarray(np.array([[[90, 0], [80, 255]]], np.uint8), "LA").save(folder / "3.png")
+    Image.fromarray(np.full((1, 2, 3), 7, np.uint8)).save(folder / "4.png")
+    return folder
+
+
+def test_alpha_is_laid_over_white_or_dropped_and_counted(tmp_path: Path) -> None:
+    folder = alpha_folder(tmp_path / "set")
+    white, dropped = open_images(folder), open_images(folder).with_alpha("drop")
+    before = white.fingerprint
+    seen = {name: [one.permute(1, 2, 0).tolist() for one in some.select(range(5))]
+            for name, some in (("white", white), ("drop", dropped))}  # fmt: skip
+    for number in range(5):
+        stored = np.asarray(Image.open(folder / f"{number}.png").convert("RGB")).tolist()
+        assert seen["drop"][number] == stored, "as pytorch-fid and clean-fid read them"
+    assert seen["white"][1][0][:2] == [[255, 255, 255], [132, 137, 142]]
+    assert seen["white"][2] == [[[10, 20, 30], [255, 255, 255]]] and seen["white"][0] == seen["drop"][0]
+    assert white.num_transparent == dropped.num_transparent == 3
+    assert white.first(2).num_transparent == 1
+    assert white.fingerprint == before != dropped.fingerprint, "other pixels have another name"
+    opaque = save_folder(tmp_path / "opaque", pixels(2))
+    assert open_images(opaque).with_alpha("drop").fingerprint == open_images(opaque).fingerprint
+    with pytest.raises(ValueError, match="alpha is one of white, drop, got 'black'"):
+        white.with_alpha("black")  # type: ignore[arg-type]
+
+
+def test_dropping_alpha_keeps_a_picture_upright_and_16_bits_exact(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.zeros((2, 4, 4), np.uint8)).save(tmp_path / "set/0.png", exif=exif)
+    deep = np.array([[200 << 8, 77 << 8]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "set/1.png", transparency=77 << 8)
+    found = open_images(tmp_path / "set").with_alpha("drop")
+    assert found.read(0).shape == (3, 4, 2)
+    assert found.read(1)[0].tolist() == [[200, 77]]
+    assert open_images(tmp_path / "set").read(1)[0].tolist() == [[200, 255]]
+    assert found.num_transparent == 2

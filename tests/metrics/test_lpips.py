@@ -248,3 +248,30 @@ def test_a_published_trunk_is_told_by_its_hash(distances: dict[str, LPIPS]) -> N
     assert lpips.is_published
     lpips.net = "alex"
     assert not lpips.is_published
+
+
+def test_a_target_of_another_range_is_refused(trunks: dict[str, str]) -> None:
+    lpips = LPIPS(trunks["squeeze"], "squeeze")
+    good, levels = images(1, 3, 40, 33), 255 * images(1, 3, 40, 33).abs()
+    for call in (lpips, LearnedPerceptualSimilarity(lpips).per_image):
+        with pytest.raises(ValueError, match=r"expected \[-1, 1\].*uint8_to_signed"):
+            call(good, levels)
+    asked = good.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
+        LPIPS(trunks["squeeze"], "squeeze")(asked, levels)  # the first step of a training
+    assert lpips(good * math.nan, good).isnan().all() and lpips(3 * good, good).isfinite().all()
+
+
+def test_training_steps_do_not_wait_for_the_check(trunks: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_gen.metrics import lpips as module
+
+    lpips, seen = LPIPS(trunks["squeeze"], "squeeze"), []
+    monkeypatch.setattr(module, "check_target_range", seen.append)
+    good = images(1, 3, 40, 33)
+    for _ in range(3):
+        lpips(good.clone().requires_grad_(), good)
+    assert len(seen) == 1
+    lpips(good, good)
+    with torch.no_grad():
+        lpips(good.clone().requires_grad_(), good)
+    assert len(seen) == 3

@@ -84,3 +84,21 @@ def test_what_has_no_neighbours_is_refused() -> None:
         manifold_scores(features(9, 0), features(9, 0, 5))
     with pytest.raises(ValueError, match="NaN"):
         manifold_scores(features(9, 0) / 0, features(9, 0))
+
+
+def test_float16_distances_are_those_of_features_where_they_lie() -> None:
+    """What float16 rounds depends on the origin, and the ADM evaluator leaves it where it is."""
+    x, y = features(60, 0) + 20, features(50, 1) + 20.3
+
+    def rounded(rows: Tensor, columns: Tensor) -> Tensor:
+        rows, columns = rows.half(), columns.half()
+        lengths = rows.square().sum(1)[:, None], columns.square().sum(1)[None]
+        return (lengths[0] - 2 * (rows @ columns.T) + lengths[1]).clamp(min=0).float()
+
+    radii = [rounded(side, side).sort(1).values[:, 3] for side in (x, y)]
+    assert torch.equal(neighbourhood_radii(x, half=True), radii[0])
+    found = manifold_scores(x, y, half=True)
+    between = rounded(x, y)
+    assert found.precision == pytest.approx(float((between <= radii[1]).any(1).double().mean()))
+    assert found.recall == pytest.approx(float((between <= radii[0][:, None]).any(0).double().mean()))
+    assert found != manifold_scores(x, y), "far from zero float16 is coarse"

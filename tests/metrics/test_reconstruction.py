@@ -93,12 +93,24 @@ def test_psnr_is_that_of_the_mean_over_one_image_not_over_the_batch() -> None:
     assert float(expected.mean()) != pytest.approx(10 * math.log10(4 / ((0.01 + 0.16) / 2)), abs=1)
 
 
-def test_both_sides_are_clamped() -> None:
+def test_reconstructions_are_clamped() -> None:
     target = torch.full((1, 3, 8, 8), 1.0)
-    torch.testing.assert_close(psnr_per_image(target * 7, target * 3 - 0.0), psnr_per_image(target, target))
-    expected = torch.tensor([10 * math.log10(4 / 0.25)], dtype=torch.float64)
-    torch.testing.assert_close(psnr_per_image(target * 0.5, target * 3), expected)
+    torch.testing.assert_close(psnr_per_image(target * 7, target), psnr_per_image(target, target))
     torch.testing.assert_close(ssim_per_image(target * 7, target), torch.ones(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("function", [psnr_per_image, ssim_per_image, muse_ssim_per_image])
+def test_an_original_of_another_range_is_no_perfect_score(function: Callable[..., Tensor]) -> None:
+    levels = torch.arange(3 * 64.0).view(1, 3, 8, 8)
+    for target in (levels, levels - 100, torch.full_like(levels, -1.02), torch.full_like(levels, math.inf)):
+        for sides in ((target, target), (list(target), list(target))):
+            with pytest.raises(ValueError, match=r"an original has .*expected \[-1, 1\].*uint8_to_signed.*unit_to_sig"):
+                function(*sides)
+    partly = torch.where(torch.arange(8) == 0, math.nan, levels)
+    with pytest.raises(ValueError, match="191, expected"):
+        function(partly, partly)
+    close = torch.full((1, 3, 8, 8), 1.005, dtype=torch.bfloat16)  # rounding is no other range
+    assert float(function(close, close)) == pytest.approx(float(function(close / 1.1, close / 1.1)), abs=1e-9)
 
 
 def test_a_perfect_image_scores_the_cap_and_no_infinity() -> None:
@@ -148,6 +160,13 @@ def test_a_broken_image_is_not_hidden() -> None:
     y[1, 0, 3, 3] = math.nan
     for function in (psnr_per_image, ssim_per_image):
         assert function(y, x).isnan().tolist() == [False, True]
+    for value in (math.inf, -math.inf):
+        y[1, 0, 3, 3] = value
+        assert psnr_per_image(y, x).isnan().tolist() == [False, True], "infinity is no white pixel"
+        assert psnr_per_image(y, x, quantise=True).isnan().tolist() == [False, True]
+    y[1], x[1, 0, 0, 0] = 0, math.nan
+    for function in (psnr_per_image, ssim_per_image):
+        assert function(y, x).isnan().tolist() == [False, True]
 
 
 # ------------------------------------------------------------------ SSIM
@@ -178,6 +197,46 @@ def test_ssim_is_the_interior_of_the_map_of_torchmetrics() -> None:
     result = structural_similarity_index_measure(y, x, data_range=2.0, reduction="none", return_full_image=True)
     interior = result[1][..., 5:-5, 5:-5].mean((1, 2, 3))
     torch.testing.assert_close(ssim_per_image(y, x), interior, rtol=0, atol=1e-12)
+
+
+def test_ssim_of_8_bit_values_is_that_of_scikit_image_and_torchmetrics() -> None:
+    """The SSIM of tables, which is not that of the same pixels in [-1, 1]."""
+    from skimage.metrics import structural_similarity
+
+    for seed, size in enumerate(((3, 16, 19), (3, 40, 64), (3, 11, 30))):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(60, 200, size, generator=generator, dtype=torch.uint8)
+        y = (x + torch.randint(-30, 31, size, generator=generator)).to(torch.uint8)
+        found = float(ssim_per_image(uint8_to_signed(y)[None], uint8_to_signed(x)[None], quantise=True, scale="unit"))
+        wanted = structural_similarity(
+            y.numpy(), x.numpy(), data_range=255, channel_axis=0, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False,
+        )  # fmt: skip
+        assert found == pytest.approx(wanted, abs=1e-9)
+        sides = y[None].double(), x[None].double()
+        full = structural_similarity_index_measure(*sides, data_range=255.0, return_full_image=True)[1]
+        assert found == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-9)
+        signed = float(ssim_per_image(uint8_to_signed(y)[None], uint8_to_signed(x)[None], quantise=True))
+        assert signed < found - 0.02
+
+
+def test_ssim_names_the_pixels_it_sees() -> None:
+    y, x = pair(2, 3, 20, 20)
+    ids = {"signed": "ssim/gaussian-11-signed", "unit": "ssim/gaussian-11"}
+    for scale, name in ids.items():
+        metric = StructuralSimilarity(scale=scale)  # type: ignore[arg-type]
+        assert metric.protocol.id == name and metric.protocol.details["range"] == {"signed": 2, "unit": 1}[scale]
+        metric.update(y, x)
+        unit = structural_similarity((y + 1) / 2, (x + 1) / 2, 1.0)
+        wanted = unit if scale == "unit" else structural_similarity(y, x)
+        assert float(metric.compute()) == pytest.approx(float(wanted.mean()), rel=1e-12)
+        quality = ReconstructionQuality(scale=scale)  # type: ignore[arg-type]
+        quality.update(y, x)
+        assert float(quality.compute()["ssim"]) == float(metric.compute())
+    assert StructuralSimilarity().protocol.id == ids["signed"], "ViTok's loops"
+    for make in (StructuralSimilarity, lambda scale: ssim_per_image(y, x, scale=scale)):
+        with pytest.raises(ValueError, match="scales unit, signed, got '8-bit'"):
+            make(scale="8-bit")
 
 
 def test_ssim_of_flat_images_compares_their_levels() -> None:
@@ -439,8 +498,9 @@ def test_ssim_of_muse_is_inflated() -> None:
     y = x + 0.1 * images(4, 3, 32, 32, seed=3)
     correct, muse = ssim_per_image(y, x), muse_ssim_per_image(y, x)
     assert (muse > correct + 0.02).all()
-    in_unit_range = structural_similarity((y + 1) / 2, (x + 1) / 2, data_range=1.0)
+    in_unit_range = ssim_per_image(y, x, scale="unit")
     assert ((correct - in_unit_range).abs() < 0.3 * (muse - in_unit_range)).all()
+    assert (muse > in_unit_range + 0.02).all()
 
 
 def test_pooled_psnr_is_that_of_the_mean_error() -> None:

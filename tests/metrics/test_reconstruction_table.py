@@ -53,14 +53,15 @@ def test_all_numbers_of_all_pairs(lpips: LPIPS, batch_size: int) -> None:
     sides = [uint8_to_signed(y) for y in ys], [uint8_to_signed(x) for x in xs]
     expected = {
         "psnr": psnr_per_image(*sides, quantise=True),
-        "ssim": ssim_per_image(*sides, quantise=True),
+        "ssim": ssim_per_image(*sides, quantise=True, scale="unit"),
         "lpips": torch.cat([lpips(y[None], x[None]) for y, x in zip(*sides, strict=True)]).double(),
     }
     assert set(table.per_image) == set(expected)
     for name, values in expected.items():
         torch.testing.assert_close(table.per_image[name], values, rtol=1e-5, atol=1e-6)
     by_id = {one.protocol.id: one for one in table.measurements}
-    assert list(by_id) == ["psnr/image-mean", "ssim/gaussian-11", "lpips/squeeze", "psnr/pooled-error", "ssim/muse"]
+    means = ["psnr/image-mean", "ssim/gaussian-11", "lpips/squeeze"]
+    assert list(by_id) == [*means, "psnr/pooled-error", "ssim/gaussian-11-signed", "ssim/muse"]
     for one, name in zip(table.measurements, expected, strict=False):
         assert one.value == pytest.approx(float(expected[name].mean()), rel=1e-5)
         assert one.error == pytest.approx(float(expected[name].std()) / math.sqrt(5), rel=1e-4)
@@ -68,7 +69,32 @@ def test_all_numbers_of_all_pairs(lpips: LPIPS, batch_size: int) -> None:
     assert (by_id["psnr/image-mean"].unit, by_id["ssim/gaussian-11"].unit) == ("dB", "")
     assert "torchvision" in by_id["lpips/squeeze"].note
     muse = muse_ssim_per_image(*sides, quantise=True)
+    signed = ssim_per_image(*sides, quantise=True, scale="signed")
+    assert by_id["ssim/gaussian-11-signed"].value == pytest.approx(float(signed.mean()), rel=1e-9)
+    assert by_id["ssim/gaussian-11-signed"].value != pytest.approx(by_id["ssim/gaussian-11"].value, abs=1e-3)
+    assert "ViTok" in by_id["ssim/gaussian-11-signed"].note
     assert by_id["ssim/muse"].value == pytest.approx(float(muse.mean()), rel=1e-9) and by_id["ssim/muse"].note
+
+
+def test_ssim_is_what_its_card_says() -> None:
+    """8-bit values with a range of 255, and MUSE's on [0, 1] with a range of 2, by scikit-image."""
+    from skimage.metrics import structural_similarity
+
+    ys, xs = pictures()
+    by_id = {one.protocol.id: one for one in reconstruction_table(ys, xs, variants=True).measurements}
+    common = {"channel_axis": 0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+    def wanted(scale: float, data_range: float) -> float:
+        pairs = zip(ys, xs, strict=True)
+        values = [structural_similarity(y.numpy() / scale, x.numpy() / scale, data_range=data_range, **common)
+                  for y, x in pairs]  # fmt: skip
+        return float(sum(values) / len(values))
+
+    card = by_id["ssim/gaussian-11"].protocol.details
+    assert card["values"] == "8 bits" and card["range"] == 255
+    assert by_id["ssim/gaussian-11"].value == pytest.approx(wanted(1, 255), abs=1e-9)
+    assert by_id["ssim/muse"].value == pytest.approx(wanted(255, 2), abs=1e-9)
+    assert by_id["ssim/gaussian-11-signed"].protocol.details["range"] == 2
 
 
 def test_psnr_is_that_of_the_stored_levels() -> None:
@@ -88,7 +114,7 @@ def test_psnr_is_that_of_the_stored_levels() -> None:
 def test_a_perfect_set() -> None:
     _, xs = pictures()
     table = reconstruction_table(xs, xs, variants=True)
-    assert [one.value for one in table.measurements] == pytest.approx([EIGHT_BIT_PSNR, 1, EIGHT_BIT_PSNR, 1])
+    assert [one.value for one in table.measurements] == pytest.approx([EIGHT_BIT_PSNR, 1, EIGHT_BIT_PSNR, 1, 1])
     single = reconstruction_table(xs[:1], xs[:1])
     assert single.measurements[0].error is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import zipfile
@@ -12,10 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_gen.data.imagenet import ImageNetDataModule
 from lightning_gen.data.quarantine import DataError
+from lightning_gen.metrics.extraction.feature_extractor import ModuleExtractor
 from lightning_gen.metrics.npz_arrays import read_npz
 from lightning_gen.metrics.protocol import file_sha256
 from lightning_gen.metrics.reference import ReferenceStatistics
+from lightning_gen.nn.tokens import unpatchify
+from tests.data.samples import shards
 from tests.harness.metric_jobs_distribution import ToyExtractor, pictures
 
 REAL = pictures(60, 1)
@@ -154,3 +159,61 @@ def test_arrays_come_back_in_any_memory_order(tmp_path: Path) -> None:
     arrays, names = read_npz(path, skip=("empty",))
     assert np.array_equal(arrays["columns"], columns) and json.loads(str(arrays["text"])) == {"a": 1}
     assert names == ["columns", "empty", "text"] and "empty" not in arrays
+
+
+def test_moments_that_are_none_name_their_file_and_arrays(tmp_path: Path) -> None:
+    good = {"mu": np.zeros(8), "sigma": np.eye(8)}
+    skew = np.eye(8)
+    skew[0, 3] = 0.1
+    wrong = {
+        r"sigma is <U4, expected real numbers": {"sigma": np.full((8, 8), "text")},
+        r"mu is complex128": {"mu": np.zeros(8, complex)},
+        r"mu is bool": {"mu": np.zeros(8, bool)},
+        r"variance of feature 0 is -1 \(arrays mu and sigma\)": {"sigma": -np.eye(8)},
+        r"not symmetric.*\(arrays mu and sigma\)": {"sigma": skew},
+        r"features_pool is <U1": {"features_pool": np.full((4, 8), "a")},
+        r"features_pool has shape \(8,\), expected 2 dimensions": {"features_pool": np.zeros(8)},
+        r"array card is no card": {"card": np.arange(3)},
+        r"the array card is no": {"card": np.array("[1]")},
+    }
+    for message, change in wrong.items():
+        np.savez(tmp_path / "wrong.npz", **{**good, **change})
+        with pytest.raises((DataError, ValueError), match=rf"wrong\.npz: .*{message}|wrong\.npz: {message}"):
+            ReferenceStatistics.from_npz(tmp_path / "wrong.npz")
+    kinds = {"mu": np.zeros(8, ">f8"), "sigma": np.eye(8, dtype=np.int64)}
+    np.savez(tmp_path / "kinds.npz", **kinds)
+    assert ReferenceStatistics.from_npz(tmp_path / "kinds.npz").gaussians["pool"].covariance.dtype == torch.float64
+
+
+class Colours(torch.nn.Module):
+    """Mean colours of pictures of any size."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+
+def test_a_data_module_gives_a_reference_of_its_valid_pictures(tmp_path: Path) -> None:
+    shards(tmp_path / "d", 21, 9)
+    folder = str(tmp_path / "d")
+    data = ImageNetDataModule(folder, folder, tokens=16, global_batch_size=4, patch_size=8, num_classes=5)
+    data.setup("validate")
+    extractor = ModuleExtractor(Colours(), "colours")
+    batches = list(data.val_dataloader())
+    found = ReferenceStatistics.from_batches(batches, extractor, keep=("pool",), source="abc")
+    rows = {}
+    for batch in batches:
+        for number, is_valid, image in zip(batch.index.tolist(), batch.valid, unpatchify(batch.images), strict=True):
+            if is_valid:
+                rows[number] = image.mean((1, 2))
+    assert len(rows) == 21 and found.gaussians["pool"].count == 21 and found.source == "abc"
+    assert torch.allclose(found.features["pool"], torch.stack(list(rows.values())), atol=2e-3)
+    twice = ReferenceStatistics.from_batches([*batches, batches[0]], extractor)
+    assert twice.gaussians["pool"].count == 21, "a repeated index counts once"
+    masked = [dataclasses.replace(batches[0], valid=torch.arange(len(batches[0])) < 2)]
+    assert ReferenceStatistics.from_batches(masked, extractor).gaussians["pool"].count == 2
+    plain = dataclasses.replace(batches[0], images=torch.full((len(batches[0]), 4, 8, 8), 0.5))
+    with pytest.raises(ValueError, match="latents have no features"):
+        ReferenceStatistics.from_batches([plain], extractor)
+    loud = dataclasses.replace(batches[0], images=torch.full((len(batches[0]), 3, 8, 8), 200.0))
+    with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
+        ReferenceStatistics.from_batches([loud], extractor)

@@ -39,6 +39,32 @@ def test_the_table_shows_value_error_interval_count_protocol_and_note() -> None:
     assert "written to here" in shown
 
 
+def test_brackets_are_no_markup() -> None:
+    given = Measurement(1.0, Protocol("a", "m[b]"), unit="[red]", note="[/i]")
+    shown = text(as_table("ten[cfg=4] t[/b] :cat:", [given], "see [bold]x[/b]"))
+    assert all(part in shown for part in ("ten[cfg=4] t[/b] :cat:", "see [bold]x[/b]", "1.0000 [red]", "m[b]", "[/i]"))
+    assert "colour [/red] :cat:" in text(failed_rules_table({"colour [/red] :cat:": 1}))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "shown"),
+    [
+        ("gfid", -2.18e-09, "0.0000"),
+        ("rfdd", -9e-4, "0.0000"),
+        ("gfid", -0.5, "-0.5000"),
+        ("kid", -2.18e-09, "-2.18e-09"),
+        ("gfid-infinity", -2.18e-09, "-2.18e-09"),
+    ],
+)
+def test_a_distance_below_0_by_rounding_is_shown_as_0_and_kept_as_it_is(
+    tmp_path: Path, metric: str, value: float, shown: str
+) -> None:
+    given = Measurement(value, Protocol(metric, "x"))
+    table = text(as_table("t", [given]))
+    assert f" {shown} " in f" {table} ".replace("\n", " ")
+    assert value == json.loads(write_report(tmp_path, "gfid", [given], {}).read_text())["metrics"][0]["value"]
+
+
 def test_rules_that_fail_most_come_first() -> None:
     shown = text(failed_rules_table({"colour": 2, "count": 1200, "position": 2}))
     assert shown.index("count") < shown.index("colour") < shown.index("position")

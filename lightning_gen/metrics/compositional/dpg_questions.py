@@ -212,7 +212,7 @@ def ask_questions(model: AnswersQuestions, prompt: DPGPrompt, images: Sequence[T
         The answers.
 
     Raises:
-        ValueError: an image is not uint8, or the model gives another number of answers.
+        ValueError: an image is not uint8, or the model gives another number of answers, or one that is no text.
     """
     check_uint8(images)
     texts = [question.text for question in prompt.questions]
@@ -221,6 +221,8 @@ def ask_questions(model: AnswersQuestions, prompt: DPGPrompt, images: Sequence[T
         answers = model.answer([image] * len(texts), texts)
         if len(answers) != len(texts):
             raise ValueError(f"{len(texts)} questions about {prompt.item_id}, {len(answers)} answers")
+        if wrong := [answer for answer in answers if not isinstance(answer, str)]:
+            raise ValueError(f"an answer about {prompt.item_id} is {type(wrong[0]).__name__}, no text")
         rows.append([answer.strip().rstrip(".").lower() == "yes" for answer in answers])
     return score_answers(prompt.questions, rows)
 

@@ -25,14 +25,36 @@ from lightning_gen.metrics.detectors import NamedDetector, geneval_metric
 from lightning_gen.metrics.geneval import GenEvalJudge, GenEvalScore, NamesColors
 from lightning_gen.metrics.protocol import Detail, Measurement, file_sha256
 
-__all__ = ["GenEvalReport", "GenEvalSample", "evaluate_geneval", "find_samples", "read_sample"]
+__all__ = [
+    "GenEvalReport",
+    "GenEvalSample",
+    "IncompleteError",
+    "evaluate_geneval",
+    "find_samples",
+    "read_sample",
+    "sum_up",
+]
 
 _log = logging.getLogger(__name__)
 
-_PICTURE: Final = re.compile(r"\d+\.(png|jpe?g|webp)", re.IGNORECASE)
+_PROMPT: Final = re.compile(r"[0-9]+")
+_PICTURE: Final = re.compile(r"[0-9]+\.(png|jpe?g|webp)", re.IGNORECASE)
 _SHOWN: Final = 5
 
 Incomplete = Literal["raise", "warn"]
+
+
+class IncompleteError(DataError):
+    """Pictures or folders are missing, or too many.
+
+    Args:
+        folder: where.
+        problems: one text each.
+    """
+
+    def __init__(self, folder: str | Path, problems: Sequence[str]) -> None:
+        self.summary = f"{folder} is not complete: {sum_up(problems)}"
+        super().__init__(f'{self.summary}; incomplete="warn" scores what is there')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +140,8 @@ def evaluate_geneval(
         Scores, failures and problems.
 
     Raises:
-        DataError: no picture, a picture or record that cannot be used, or an incomplete folder.
+        IncompleteError: an incomplete folder.
+        DataError: no picture, or a picture or record that cannot be used.
         ValueError: a prompt names a class that is not among ``classes``, or the detector's answer is malformed.
 
     Source: repository djghosh13/geneval, evaluation/evaluate_images.py and summary_scores.py.
@@ -128,9 +151,9 @@ def evaluate_geneval(
     judge = GenEvalJudge(detector, classes, colors, rules)
     samples, problems = find_samples(folder, metadata, samples_per_prompt, judge.classes)
     if problems and incomplete == "raise":
-        raise DataError(f'{_listed(folder, problems)}; incomplete="warn" scores what is there')
+        raise IncompleteError(folder, problems)
     if problems:
-        _log.warning("%s; what is there is scored", _listed(folder, problems))
+        _log.warning("%s is not complete: %s; what is there is scored", folder, sum_up(problems))
     prompts = "those of the folder" if metadata is None else file_sha256(metadata)
     card = {"detector_sha256": detector.fingerprint, "prompts_sha256": prompts, **dataclasses.asdict(judge.rules)}
     score = GenEvalScore(detector.name, {**card, **(details or {})}, metric=geneval_metric(detector))
@@ -173,13 +196,13 @@ def find_samples(
 
     Raises:
         DataError: no folder, no picture, a folder without a record, a record that is wrong or not that of
-            ``metadata``, or two pictures of one number.
+            ``metadata``, or two folders or pictures of one number.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; GenEval needs NNNNN/samples/0000.png inside one")
     prompts = None if metadata is None else read_prompts(metadata, classes)
-    places = {int(place.name): place for place in sorted(folder.iterdir()) if place.is_dir() and place.name.isdigit()}
+    places = _places(folder)
     samples: list[GenEvalSample] = []
     problems = [f"prompt {number} has no folder" for number in range(len(prompts or ())) if number not in places]
     for number, place in sorted(places.items()):
@@ -211,6 +234,31 @@ def read_sample(path: str | Path) -> Tensor:
     except (OSError, SampleError) as error:
         raise DataError(f"the picture {path} cannot be used: {error}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def sum_up(problems: Sequence[str]) -> str:
+    """Problems in one line, however many there are.
+
+    Args:
+        problems: one text each.
+
+    Returns:
+        The first five, and how many others there are.
+    """
+    rest = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return f"{', '.join(problems[:_SHOWN])}{rest}"
+
+
+def _places(folder: Path) -> dict[int, Path]:
+    found: dict[int, Path] = {}
+    for place in sorted(folder.iterdir()):
+        if not (place.is_dir() and _PROMPT.fullmatch(place.name)):
+            continue
+        number = int(place.name)
+        if number in found:
+            raise DataError(f"{folder} holds prompt {number} twice: {found[number].name} and {place.name}")
+        found[number] = place
+    return found
 
 
 def _prompt(
@@ -248,11 +296,6 @@ def _pictures(folder: Path) -> dict[int, Path]:
             raise DataError(f"{folder} holds picture {number} twice: {found[number].name} and {path.name}")
         found[number] = path
     return found
-
-
-def _listed(folder: str | Path, problems: Sequence[str]) -> str:
-    rest = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return f"{folder} is not complete: {', '.join(problems[:_SHOWN])}{rest}"
 
 
 def _result_line(sample: GenEvalSample, result: RuleResult) -> str:

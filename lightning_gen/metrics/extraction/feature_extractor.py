@@ -5,8 +5,10 @@ Shape letters: B images, H and W height and width, D features.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -37,7 +39,8 @@ class FeatureExtractor(FrozenModule, ABC):
         name: goes into protocol ids, for instance ``"adm-tf1"``; no slash.
         sizes: name of a feature -> D; ``"pool"`` must be among them.
         dtype: float32 or float64.
-        fingerprint: sha256 of the weights; None = computed from names, shapes and bytes of the network's state.
+        fingerprint: sha256 of the weights; None = ``state_fingerprint(network)``.
+        note: a warning that travels with every number of this extractor.
 
     Raises:
         ValueError: a name with a slash, another dtype, or no ``"pool"``.
@@ -49,6 +52,8 @@ class FeatureExtractor(FrozenModule, ABC):
     """sha256 of the weights before they are cast to ``dtype``, 64 hexadecimal digits."""
     sizes: dict[str, int]
     """Name of a feature -> its number of values D."""
+    note: str
+    """What must be known about every number of it, for instance that the weights are not the published ones."""
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class FeatureExtractor(FrozenModule, ABC):
         sizes: Mapping[str, int],
         dtype: torch.dtype = torch.float32,
         fingerprint: str | None = None,
+        note: str = "",
     ) -> None:
         if not name or "/" in name:
             raise ValueError(f"an extractor needs a name without a slash, got {name!r}")
@@ -71,6 +77,7 @@ class FeatureExtractor(FrozenModule, ABC):
         self.sizes = dict(sizes)
         self.dtype = dtype
         self.fingerprint = fingerprint
+        self.note = note
 
     @abstractmethod
     def extract(self, images: Images) -> dict[str, Tensor]:
@@ -185,6 +192,9 @@ class ModuleExtractor(FeatureExtractor):
 def state_fingerprint(network: nn.Module) -> str:
     """sha256 over names, shapes, types and bytes of all parameters and buffers.
 
+    Of a network without any, which computes what its code says, it is taken over the code and the settings of every
+    module instead.
+
     Args:
         network: any module.
 
@@ -192,12 +202,44 @@ def state_fingerprint(network: nn.Module) -> str:
         64 hexadecimal digits; the same on every device.
     """
     digest = hashlib.sha256()
+    if not network.state_dict():
+        for name, module in network.named_modules():
+            digest.update(f"{name} {_code(type(module))}\n{_settings(module)}\n".encode())
+        for name, buffer in network.named_buffers():  # those that are not saved
+            digest.update(f"{name} {_as_text(buffer)}\n".encode())
+        return digest.hexdigest()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         content = tensor.detach().cpu().contiguous()
         # A tensor without dimensions cannot be viewed as bytes, and numpy knows no bfloat16.
         digest.update(content.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _code(kind: type) -> str:
+    """Name and source of a class; the name alone of torch's own, and where the source is not known, as at a prompt."""
+    source = ""
+    if kind.__module__.partition(".")[0] != "torch":
+        with contextlib.suppress(OSError, TypeError):
+            source = inspect.getsource(kind)
+    return f"{kind.__module__}.{kind.__qualname__}\n{source}"
+
+
+def _settings(module: nn.Module) -> str:
+    """What a module was built with, as far as it keeps it; of other objects their type, never their address."""
+    ours = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
+    return "\n".join(f"{name}={_as_text(ours[name])}" for name in sorted(ours))
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {value.tolist()}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_as_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{key!r}: {_as_text(one)}' for key, one in value.items()))}}}"
+    plain = isinstance(value, (str, bytes, int, float, complex, torch.dtype, type(None)))
+    return repr(value) if plain else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _device(network: nn.Module) -> torch.device:

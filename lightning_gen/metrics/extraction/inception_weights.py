@@ -54,6 +54,7 @@ class InceptionWeights:
         layout: how the file is written.
         sha256: of the file.
         fingerprint: of the weights themselves; both state dicts have the same.
+        published: whether the sha256 is the published one; None where no published value is known (TorchScript).
     """
 
     network: nn.Module
@@ -61,6 +62,7 @@ class InceptionWeights:
     layout: Layout
     sha256: str
     fingerprint: str
+    published: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +120,15 @@ def load_inception(weights: str | Path, expected_sha256: str | None = None) -> I
             scripted = ScriptedInception(path)
         except ValueError as error:
             raise MissingWeightsError(f"{path} is TorchScript, but {error}. Give one of: {_published()}") from None
-        return InceptionWeights(scripted, {"pool": NUM_POOL, "logits": NUM_CLASSES}, layout, sha256, sha256)
+        return InceptionWeights(scripted, {"pool": NUM_POOL, "logits": NUM_CLASSES}, layout, sha256, sha256, None)
     with ordinary_construction():
         with torch.device("meta"):
             network = InceptionV3()
         network.load_state_dict(_checked_state(path, _read_state(path), network.state_dict()), assign=True)
     network.eval().requires_grad_(False)
     sizes = {"pool": NUM_POOL, "spatial": NUM_SPATIAL, "logits": NUM_CLASSES}
-    return InceptionWeights(network, sizes, layout, sha256, state_fingerprint(network))
+    published = sha256.startswith(_PUBLISHED)
+    return InceptionWeights(network, sizes, layout, sha256, state_fingerprint(network), published)
 
 
 def verify_inception_weights(weights: str | Path, expected_sha256: str | None = None) -> VerifiedWeights:
@@ -146,10 +149,11 @@ def verify_inception_weights(weights: str | Path, expected_sha256: str | None = 
             features = loaded.network(probe_pictures(1))
     except MissingWeightsError as error:
         return VerifiedWeights(str(path), str(error), sha256=sha256)
-    published = None if loaded.layout == "torchscript" else sha256.startswith(_PUBLISHED)
     bad = [name for name, feature in features.items() if not torch.isfinite(feature).all()]
     problem = f"{path}: {' and '.join(bad)} of a picture are NaN or infinite: copy the file again" if bad else ""
-    return VerifiedWeights(str(path), problem, loaded.layout, sha256, published, loaded.fingerprint, (*loaded.sizes,))
+    return VerifiedWeights(
+        str(path), problem, loaded.layout, sha256, loaded.published, loaded.fingerprint, (*loaded.sizes,)
+    )
 
 
 def _is_script(path: Path) -> bool:

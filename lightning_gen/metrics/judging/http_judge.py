@@ -196,10 +196,11 @@ def _answer(body: bytes, name: str) -> str:
     try:
         choice = json.loads(body)["choices"][0]
         content = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise _TryAgain(f"the body is no chat completion: {body[:100]!r}") from None
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str))
     reason = choice.get("finish_reason")
     if reason == "length":
         raise JudgeReplyError(f"{name} was cut off at max_tokens")

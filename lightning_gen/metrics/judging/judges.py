@@ -32,7 +32,10 @@ __all__ = [
 Message = Sequence[str | Tensor]
 """Texts and pictures in the order in which the judge reads them; a picture is uint8, (3, H, W)."""
 
-_FENCE: Final = re.compile(r"```[A-Za-z]*\s*\n(.*?)```", re.DOTALL)
+_FENCE: Final = "```"
+_LANGUAGE: Final = re.compile(r"[A-Za-z0-9]*\s*")
+_OPENING: Final = re.compile(r"[{\[]")
+_DEPTH: Final = 32
 _EXCERPT: Final = 120
 
 _Parsed = TypeVar("_Parsed")
@@ -111,7 +114,10 @@ def ask(judge: Judge, message: Message, parse: Callable[[str], _Parsed], attempt
     asked = list(message)
     for attempt in range(1, attempts + 1):
         try:
-            reply = judge(asked)
+            reply: object = judge(asked)
+            # Judges of users and endpoints may give None where they have no words.
+            if not isinstance(reply, str):
+                raise JudgeReplyError(f"the reply is {type(reply).__name__}, no text")
             return Answer(parse(reply), reply, attempt)
         except JudgeReplyError as error:
             complaint = error
@@ -120,7 +126,10 @@ def ask(judge: Judge, message: Message, parse: Callable[[str], _Parsed], attempt
 
 
 def parse_judge_json(reply: str) -> Any:
-    """Read a reply that must be JSON; one fenced block is unwrapped, with or without words around it.
+    """Read a reply that must be JSON: alone, after words that lead to it, or in one fenced block with words around it.
+
+    A byte order mark and a fence that is not closed do no harm. Words after JSON that stands in no fence do: they may
+    take back what it says.
 
     Args:
         reply: the judge's words.
@@ -129,22 +138,60 @@ def parse_judge_json(reply: str) -> Any:
         The JSON object or list.
 
     Raises:
-        JudgeReplyError: not JSON, cut off, or a bare number or text.
+        JudgeReplyError: no text, not JSON, cut off, nested deeper than 32 levels, or a bare number or text.
     """
+    if not isinstance(reply, str):
+        raise JudgeReplyError(f"the reply is {type(reply).__name__}, no text")
     text = reply.strip()
-    blocks = _FENCE.findall(text)
-    if not text.startswith(("{", "[")) and len(blocks) == 1:
-        text = blocks[0].strip()
     try:
-        value = json.loads(text)
+        value = _json_in(text)
+        too_deep = isinstance(value, dict | list) and _is_deeper(value, _DEPTH)
+    except RecursionError:
+        too_deep = True
     except ValueError as error:
         position = getattr(error, "pos", 0)
-        cut = text.startswith(("{", "[")) and position >= len(text.rstrip()) - 1
+        cut = position > 0 and position >= len(getattr(error, "doc", "").rstrip()) - 1
         hint = "; it ends in the middle, so let the judge write more tokens" if cut else ""
         raise JudgeReplyError(f"the reply is not valid JSON ({error}){hint}: {_excerpt(reply)}") from None
+    if too_deep:
+        raise JudgeReplyError(f"the reply is nested deeper than {_DEPTH} levels: {_excerpt(reply)}")
     if not isinstance(value, dict | list):
         raise JudgeReplyError(f"the reply is JSON, but no object: {_excerpt(reply)}")
     return value
+
+
+def _json_in(text: str) -> Any:
+    """The JSON of a reply; ValueError where there is none, or more than one."""
+    opening = _OPENING.search(text)
+    if opening is None or opening.start() == 0:
+        return json.loads(text)
+    try:
+        return json.loads(text[opening.start() :])
+    except ValueError:
+        if _FENCE not in text:
+            raise
+    block = text.partition(_FENCE)[2]
+    block = block[_LANGUAGE.match(block).end() :]  # type: ignore[union-attr]  # it matches nothing at all, too
+    value, end = json.JSONDecoder().raw_decode(block)
+    rest = block[end:].strip()
+    if rest.removeprefix(_FENCE).count(_FENCE) or not (rest.startswith(_FENCE) or not rest):
+        raise ValueError("its fenced block holds more than JSON, or there are several blocks")
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether JSON is nested deeper; what walks through it later recurses once per level."""
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            inner
+            for outer in layer
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 def text_of(message: Message) -> str:

@@ -21,6 +21,7 @@ from lightning_gen.data.quarantine import DataError
 from lightning_gen.interfaces import Detections
 from lightning_gen.metrics.compositional.geneval_folder import (
     GenEvalReport,
+    IncompleteError,
     evaluate_geneval,
     find_samples,
     read_sample,
@@ -374,6 +375,27 @@ def test_two_pictures_of_one_number_are_an_error(folder: Path) -> None:
     Image.fromarray(draw([])).save(folder / "00003" / "samples" / "1.jpg")
     with pytest.raises(DataError, match="picture 1 twice: 0001.png and 1.jpg"):
         evaluate(folder)
+
+
+def test_two_folders_of_one_number_are_an_error(folder: Path) -> None:
+    save(folder / "twice", 3, WORLD[3][0], WORLD[3][1])
+    (folder / "twice" / "00003").rename(folder / "3")
+    with pytest.raises(DataError, match="prompt 3 twice: 00003 and 3"):
+        find_samples(folder)
+
+
+def test_names_that_only_look_like_numbers_are_not_looked_at(folder: Path) -> None:
+    (folder / "\u00b2").mkdir()
+    (folder / "\u0662").mkdir()
+    Image.fromarray(draw([])).save(folder / "00003" / "samples" / "\u0661.png")
+    assert len(find_samples(folder)[0]) == 24
+
+
+def test_an_incomplete_folder_says_so_without_the_argument(folder: Path) -> None:
+    (folder / "00002" / "samples" / "0003.png").unlink()
+    with pytest.raises(IncompleteError) as caught:
+        evaluate(folder)
+    assert caught.value.summary == f"{folder} is not complete: 00002/samples has 3 pictures instead of 4"
 
 
 def test_what_is_no_such_folder(folder: Path, tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_texts_and_pictures_arrive_in_order(endpoint: Endpoint) -> None:
         (400, b'{"error": "Rate limit reached"}'),
         (200, b"<html>gateway</html>"),
         (200, b'{"choices": []}'),
+        (200, b"[" * 100_000),
     ],
 )
 def test_passing_failures_are_tried_again(endpoint: Endpoint, failure: tuple[int, bytes]) -> None:
@@ -183,7 +184,7 @@ def test_an_answer_without_its_end_is_no_answer(endpoint: Endpoint, choice: dict
 
 
 def test_content_in_parts_is_joined(endpoint: Endpoint) -> None:
-    parts = [{"type": "text", "text": "{"}, {"type": "text", "text": "}"}]
+    parts = [{"type": "text", "text": "{"}, {"type": "text", "text": None}, {"type": "text", "text": "}"}]
     endpoint.script = [(200, json.dumps({"choices": [{"message": {"content": parts}}]}).encode())]
     assert judge(endpoint, json_mode=False)(["x"]) == "{}"
     assert "response_format" not in endpoint.requests[0][1]

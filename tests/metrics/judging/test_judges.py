@@ -46,6 +46,12 @@ class ScriptedJudge:
         '```json\n{"a": [1]}\n```',
         '```\n{"a": [1]}\n```',
         'I looked closely.\n```json\n{"a": [1]}\n```\nThat is all.',
+        '```json {"a": [1]} ```',
+        '```json\n{"a": [1]}',
+        '\ufeff{"a": [1]}',
+        ' \ufeff```json\n{"a": [1]}\n```',
+        'Sure! {"a": [1]}',
+        'Picture [1] first.\n```json\n{"a": [1]}\n```',
     ],
 )
 def test_json_is_found(reply: str) -> None:
@@ -55,6 +61,8 @@ def test_json_is_found(reply: str) -> None:
 def test_fences_inside_a_text_are_left_alone() -> None:
     reply = '{"reason": "it says ```json\\n[1]```"}'
     assert parse_judge_json(reply) == {"reason": "it says ```json\n[1]```"}
+    assert parse_judge_json(f"Sure! {reply}") == {"reason": "it says ```json\n[1]```"}
+    assert parse_judge_json(f"```json\n{reply}\n```") == {"reason": "it says ```json\n[1]```"}
 
 
 @pytest.mark.parametrize(
@@ -64,15 +72,36 @@ def test_fences_inside_a_text_are_left_alone() -> None:
         ("pass", "not valid JSON"),
         ("{'a': 1}", "not valid JSON"),
         ('{"a": 1} and more', "not valid JSON"),
+        ('Sure! {"a": 1} and more', "not valid JSON"),
+        ('```json\n{"a": 1} or not\n```', "holds more than JSON"),
         ('{"a": [1, 2', "ends in the middle"),
+        ('Sure! {"a": [1, 2', "ends in the middle"),
+        ('```json\n{"a": [1, 2', "ends in the middle"),
+        ("[" * 100_000 + "]" * 100_000, "nested deeper than 32 levels"),
+        ("[" * 33 + "]" * 33, "nested deeper than 32 levels"),
+        ('Sure! {"a": ' + "[" * 100_000, "nested deeper than 32 levels"),
+        (None, "NoneType, no text"),
         ("3", "no object"),
         ('"pass"', "no object"),
         ("```\n[1]\n```\n```\n[2]\n```", "not valid JSON"),
     ],
 )
-def test_what_is_not_json_is_an_error(reply: str, message: str) -> None:
+def test_what_is_not_json_is_an_error(reply: Any, message: str) -> None:
     with pytest.raises(JudgeReplyError, match=message):
         parse_judge_json(reply)
+
+
+def test_32_levels_are_read() -> None:
+    assert parse_judge_json("[" * 32 + "]" * 32)
+
+
+def test_a_judge_without_words_is_asked_again() -> None:
+    judge = ScriptedJudge(None, "SCORE: 1")  # type: ignore[arg-type]
+    answer = ask(judge, ["look"], lambda reply: reply.upper())
+    assert (answer.parsed, answer.attempts) == ("SCORE: 1", 2)
+    assert "NoneType, no text" in str(judge.messages[1][1])
+    with pytest.raises(JudgeReplyError, match="NoneType, no text"):
+        ask(ScriptedJudge(None), ["look"], str, attempts=1)  # type: ignore[arg-type]
 
 
 def test_a_long_reply_is_quoted_in_part() -> None:

@@ -131,19 +131,43 @@ class FlowMatching(pl.LightningModule):
             batch: images with labels or captions.
             batch_idx: not used.
         """
-        self.log("val/loss", self._loss(batch, "validation", 0.0), prog_bar=True, batch_size=len(batch))
-        if len(self._distances):
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores over the whole set."""
+        self.log_scores("val")
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """As :meth:`validation_step`, on the test set.
+
+        Args:
+            batch: images with labels or captions.
+            batch_idx: not used.
+        """
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Scores over the whole set."""
+        self.log_scores("test")
+
+    def _evaluate(self, batch: ImageBatch, prefix: str) -> None:
+        self.log(f"{prefix}/loss", self._loss(batch, "validation", 0.0), prog_bar=True, batch_size=len(batch))
+        if self.distances:
             real, made = ([signed_to_uint8(image) for image in row.images] for row in self.pictures(batch))
             for metric in self.distances:
                 metric.update(real, True, batch.valid, batch.index)
                 metric.update(made, False, batch.valid, batch.index)
 
-    def on_validation_epoch_end(self) -> None:
-        """Distances over the whole set, named by their protocol ids."""
+    def log_scores(self, prefix: str) -> None:
+        """Log distances over the whole set, named by their protocol ids, and begin anew.
+
+        Args:
+            prefix: ``val`` or ``test``.
+        """
         for metric in self.distances:
             # The two batches of the sanity check say nothing about a distance.
             if not self.trainer.sanity_checking:
-                self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
+                self.log_dict({f"{prefix}/{name}": value for name, value in metric.compute().items()})
             metric.reset()
 
     @property

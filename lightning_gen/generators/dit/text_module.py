@@ -192,12 +192,16 @@ class TextLatentDiffusion(FlowMatching):
         pairs = zip(batch.caption, dropped.tolist(), strict=True)
         return self.encode_prompts(["" if gone else caption for caption, gone in pairs])
 
-    def on_validation_epoch_end(self) -> None:
-        """Scores over the whole set, and of GenEval's prompts."""
-        super().on_validation_epoch_end()
+    def log_scores(self, prefix: str) -> None:
+        """Distances over the whole set, and the score of GenEval's prompts.
+
+        Args:
+            prefix: ``val`` or ``test``.
+        """
+        super().log_scores(prefix)
         if self.geneval is not None and not self.trainer.sanity_checking:
             found = self.geneval.run(self.make, self.trainer.global_rank, self.trainer.world_size)
-            self.log_dict({f"val/geneval_{name}": value for name, value in found.items()})
+            self.log_dict({f"{prefix}/geneval_{name}": value for name, value in found.items()})
 
     # ------------------------------------------------------------------ TextToImage
 

@@ -178,6 +178,11 @@ def test_validation_scores_prompts_and_distances(tmp_path: Path) -> None:
     assert found["val/geneval_single_object"] == pytest.approx(share) and share > 0
     assert found["val/geneval_counting"] == found["val/geneval_position"] == 0
     assert found["val/gfid@4/colours"] >= 0 and found["val/loss"] > 0
+    source = scenes()
+    source.setup("validate")
+    tested = trainer.test(model, source.val_dataloader(), verbose=False)[0]
+    assert set(tested) == {name.replace("val/", "test/") for name in found if name.startswith("val/")}
+    assert tested["test/gfid@4/colours"] == pytest.approx(found["val/gfid@4/colours"], rel=1e-5, abs=1e-7)
 
 
 def test_prediction_is_a_folder_that_geneval_reads(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.features import ReconstructionFrechet
+from lightning_gen.metrics.lpips import LPIPS, LearnedPerceptualSimilarity
 from lightning_gen.metrics.reconstruction import PeakSignalToNoise, StructuralSimilarity
 
 __all__ = ["ReconstructionMetrics"]
@@ -30,15 +31,18 @@ class ReconstructionMetrics(nn.Module):
     Args:
         prefix: ``val/`` or ``test/``.
         extractors: networks whose features are compared; DINO's give rFDD, all others rFID.
+        lpips: the learned distance, logged as ``val/lpips``; None = not measured.
     """
 
-    def __init__(self, prefix: str, extractors: Sequence[FeatureExtractor] = ()) -> None:
+    def __init__(self, prefix: str, extractors: Sequence[FeatureExtractor] = (), lpips: LPIPS | None = None) -> None:
         super().__init__()
         self.prefix = prefix
         pixels: dict[str, Metric | MetricCollection] = {
             "psnr": PeakSignalToNoise(),
             "ssim": StructuralSimilarity(scale="signed"),
         }
+        if lpips is not None:
+            pixels["lpips"] = LearnedPerceptualSimilarity(lpips)
         self.pixels = MetricCollection(pixels, prefix=prefix)
         self._distances = nn.ModuleList(
             ReconstructionFrechet(extractor, "rfdd" if extractor.name.startswith("dino") else "rfid")

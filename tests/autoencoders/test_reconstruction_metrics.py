@@ -16,6 +16,7 @@ from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.metrics.extraction.feature_extractor import ModuleExtractor
 from lightning_gen.metrics.frechet import Moments, frechet_distance
+from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.metrics.reconstruction import ssim_per_image
 from lightning_gen.nn.tokens import unpatchify
 from tests.autoencoders.vitok_v2.pictures import FOLDER, TINY, data, write_pictures
@@ -125,3 +126,18 @@ def test_extractors_leave_no_trace_in_a_checkpoint() -> None:
     network = model()
     network.configure_model()
     assert all(key.startswith("network.") for key in network.state_dict())
+
+
+def test_lpips_is_logged_where_its_trunk_is_given(tmp_path: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
+    lpips = LPIPS(str(tmp_path / "squeezenet.pth"), "squeeze")
+    metrics = ReconstructionMetrics("val/", lpips=lpips)
+    prediction, target = torch.rand(2, 2, 3, 32, 40) * 2 - 1
+    metrics.update(list(prediction), list(target), torch.tensor([True, False]), torch.arange(2))
+    found = metrics.pixels.compute()
+    assert set(found) == {"val/psnr", "val/ssim", "val/lpips"}
+    assert float(found["val/lpips"]) == pytest.approx(float(lpips(prediction[:1], target[:1])), rel=1e-5)
+    assert not metrics.state_dict()

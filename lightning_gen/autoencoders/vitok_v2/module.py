@@ -34,6 +34,7 @@ from lightning_gen.backbones.vision import Backend, DINOv3Encoder, Size, dinov3_
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
+from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
@@ -91,6 +92,7 @@ class ViTokV2(ViTokV2Codec):
             ``ckpt_path``, which resumes a run.
         extractors: networks for rFID and rFDD in validation and test: ``FIDInceptionV3``, ``DINOv3Extractor``, any
             ``FeatureExtractor``. Each sees every picture twice, the original and its reconstruction.
+        lpips: the learned distance in validation and test, from local weights of its trunk; None = not measured.
         seed: seed of the initial weights and of every keyed draw.
 
     Raises:
@@ -129,6 +131,7 @@ class ViTokV2(ViTokV2Codec):
         float8: bool = False,
         init_from: str | None = None,
         extractors: Sequence[FeatureExtractor] = (),
+        lpips: LPIPS | None = None,
         seed: int = 0,
     ) -> None:
         _require_sense(drop_path, charbonnier_eps, (charbonnier_weight, ssim_weight, dino_weight), dino_chunk)
@@ -144,8 +147,8 @@ class ViTokV2(ViTokV2Codec):
         self.optimizer, self.schedule = optimizer, schedule
         self.seed = seed
         self.dino: DINOv3Encoder | None = None
-        self.val_metrics = ReconstructionMetrics("val/", extractors)
-        self.test_metrics = ReconstructionMetrics("test/", extractors)
+        self.val_metrics = ReconstructionMetrics("val/", extractors, lpips)
+        self.test_metrics = ReconstructionMetrics("test/", extractors, lpips)
 
     # ------------------------------------------------------------------ building
 

@@ -23,7 +23,7 @@ TRAINER_VERBS: Final = {
 """Verbs of Lightning's Trainer, with their help."""
 
 OWN_VERBS: Final = {
-    "demo": "train the tiny autoencoder on photographs that come with scikit-image and scikit-learn, and show it",
+    "demo": "train the tiny autoencoder on photographs and show it; `demo shapes`: pictures for prompts, no training",
     "data": "convert, index, verify, count, repack and make up data sets in tar shards",
     "evaluate": "FID, GenEval, EGIP, preference scores of pictures that any code produced, with protocol cards",
     "recipes": "list, show or copy the configurations that ship with the package",

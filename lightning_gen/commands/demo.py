@@ -36,17 +36,23 @@ def main(argv: list[str]) -> int:
     """Run the verb.
 
     Args:
-        argv: arguments after ``demo``; those that it does not know go to `lightning fit`.
+        argv: arguments after ``demo``; those that it does not know go to `lightning fit`. Behind ``shapes`` stand those
+            of the demo of the embedded world.
 
     Returns:
         0 after success; 1 if the trained model does not beat the mean colour of every patch by 4 dB; the exit code of
         `lightning fit` if that failed; 130 after Ctrl-C.
     """
+    if argv[:1] == ["shapes"]:
+        from .demo_shapes import main as shapes
+
+        return shapes(argv[1:])
     parser = argparse.ArgumentParser(
         "lightning demo",
         description="Pack the photographs that come with scikit-image and scikit-learn, train the tiny auto-encoder on "
         "them (at most 8 minutes on two cores) and report on held-out ones. Called again, it goes on where it stopped.",
-        epilog="Further options are passed on to `lightning fit`, for instance --trainer.max_steps 200 --name short.",
+        epilog="Further options are passed on to `lightning fit`, for instance --trainer.max_steps 200 --name short. "
+        "Another demo needs no training: `lightning demo shapes --help`.",
     )
     parser.add_argument("--fresh", action="store_true", help="start anew; an older run is kept under another name")
     parser.add_argument("--pack", action="store_true", help="only write the shards, train nothing")

@@ -5,15 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from .errors import deliberate, fail
+from .options import Examples
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
     from torch import Tensor
 
-__all__ = ["SavesPretrained", "export", "main"]
+__all__ = ["DTYPES", "SavesPretrained", "export", "main"]
+
+DTYPES: Final = ("float32", "float16", "bfloat16")
+"""Types in which weights can be written."""
+
+_EPILOG = """\
+examples:
+  lightning export runs/vitok_v2_tiny weights/vitok_v2_tiny
+  lightning export runs/text_to_image_shapes weights/base --dtype float16       # half the size
+  lightning export runs/vitok_v2_5b/checkpoints/stage1.ckpt weights/stage1 --weights raw
+"""
 
 
 @runtime_checkable
@@ -37,7 +48,12 @@ def main(argv: list[str]) -> int:
     Returns:
         0 after success.
     """
-    parser = argparse.ArgumentParser("lightning export", description="Turn a training checkpoint into safetensors.")
+    parser = argparse.ArgumentParser(
+        "lightning export",
+        description="Turn a training checkpoint into safetensors.",
+        epilog=_EPILOG,
+        formatter_class=Examples,
+    )
     parser.add_argument("checkpoint", help="a .ckpt file, a folder of shards, or a run folder (its newest checkpoint)")
     parser.add_argument("output", help="folder to write")
     parser.add_argument(
@@ -46,19 +62,22 @@ def main(argv: list[str]) -> int:
         help="raw, ema, or the decay of an average; by default the average if there is exactly one, else raw",
     )
     parser.add_argument("--config", help="configuration of the model; by default the checkpoint's or its run's own")
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the numbers in the files; by default as trained")
     options = parser.parse_args(argv)
     try:
-        used = export(Path(options.checkpoint), Path(options.output), options.weights, options.config)
+        used = export(Path(options.checkpoint), Path(options.output), options.weights, options.config, options.dtype)
     except Exception as error:
         about_input = deliberate(error)
         if about_input is None:
             raise
         fail("export", str(about_input))
-    print(f"{options.output}: {used} weights")
+    print(f"{options.output}: {used} weights{f' in {options.dtype}' if options.dtype else ''}")
     return 0
 
 
-def export(checkpoint: Path, output: Path, weights: str = "auto", config: str | None = None) -> str:
+def export(
+    checkpoint: Path, output: Path, weights: str = "auto", config: str | None = None, dtype: str | None = None
+) -> str:
     """Write a model's weights in the layout they are published in.
 
     Args:
@@ -66,19 +85,21 @@ def export(checkpoint: Path, output: Path, weights: str = "auto", config: str | 
         output: folder to write.
         weights: ``"raw"``, ``"ema"``, a decay, or ``"auto"``.
         config: configuration that names the model; None = what the checkpoint or its run folder says.
+        dtype: one of ``DTYPES``, in which floating-point numbers are written; None = as they were trained.
 
     Returns:
         Which weights were written: ``"raw"`` or ``"ema <decay>"``.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the model is unknown, or the wanted average is not in the checkpoint.
+        ValueError: if the model is unknown, the wanted average is not in the checkpoint, or a number is too large for
+            ``dtype``.
     """
     from lightning_gen.training.averages import read_weights
 
     path = _newest(checkpoint)
     average = _choose(path, weights)
-    state = read_weights(path, average)
+    state = _rounded(read_weights(path, average), dtype, path)
     model = _build(path, config)
     _fill(model, state, path)
     output.mkdir(parents=True, exist_ok=True)
@@ -173,6 +194,19 @@ def _model_section(path: Path, config: str | None) -> Mapping[str, Any]:
         if not beside.is_file():
             raise ValueError(f"{path} does not say which model it belongs to; name its configuration with --config")
     return cast(Mapping[str, Any], read_config(["fit", "--config", config or str(beside)])["model"])
+
+
+def _rounded(state: Mapping[str, Tensor], dtype: str | None, path: Path) -> dict[str, Tensor]:
+    import torch
+
+    if dtype is None:
+        return dict(state)
+    kind: torch.dtype = getattr(torch, dtype)
+    rounded = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
+    lost = [name for name, value in state.items() if value.isfinite().all() and not rounded[name].isfinite().all()]
+    if lost:
+        raise ValueError(f"{path}: {lost[0]} holds numbers that {dtype} cannot: write another type with --dtype")
+    return rounded
 
 
 def _fill(model: LightningModule, state: Mapping[str, Tensor], path: Path) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "noise",
     "noised",
     "release_timestep",
+    "reversed_shift",
     "reversed_time",
     "reversed_velocity",
     "score",
@@ -212,6 +213,27 @@ def reversed_time(t: Time) -> Time:
     Source: arXiv:2401.08740 section 2.
     """
     return 1 - t
+
+
+def reversed_shift(shift: float) -> float:
+    """The shift of ``schedules.shifted`` that does in one convention what s does in the other; its own inverse.
+
+    1 - shifted(1 - t, s) = shifted(t, 1 / s)
+
+    Args:
+        shift: s in either convention, positive; below 1 in reversed time = above 1 here = more noise.
+
+    Returns:
+        The shift in the other one.
+
+    Raises:
+        ValueError: ``shift`` is not positive.
+
+    Source: arXiv:2605.07915, published code, whose 0.7 (training) and 0.4 (sampling) act on reversed time.
+    """
+    if shift <= 0:
+        raise ValueError(f"a time shift must be positive, got {shift}")
+    return 1 / shift
 
 
 def reversed_velocity(v: Tensor) -> Tensor:

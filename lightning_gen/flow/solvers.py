@@ -17,7 +17,19 @@ from torch import Tensor
 
 from lightning_gen.flow import paths
 
-__all__ = ["SOLVERS", "Callback", "Solver", "Step", "Velocity", "dpm_solver", "euler", "heun", "unipc"]
+__all__ = [
+    "SOLVERS",
+    "Callback",
+    "Solver",
+    "Step",
+    "Velocity",
+    "dpm_solver",
+    "euler",
+    "falling",
+    "heun",
+    "report_step",
+    "unipc",
+]
 
 Velocity = Callable[[Tensor, float], Tensor]
 """v(x, t): state of any shape and time in [0, 1] to the velocity eps - x_0 of the same shape."""
@@ -77,9 +89,9 @@ def euler(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | Non
     Raises:
         ValueError: the times do not fall from at most 1 to at least 0.
     """
-    for index, (now, after) in enumerate(pairwise(_falling(times))):
+    for index, (now, after) in enumerate(pairwise(falling(times))):
         v = velocity(x, now).to(x.dtype)
-        _report(callback, index, now, x, v)
+        report_step(callback, index, now, x, v)
         x = x + (after - now) * v
     return x
 
@@ -106,9 +118,9 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | None
 
     Source: arXiv:2206.00364 algorithm 1, on this path.
     """
-    for index, (now, after) in enumerate(pairwise(_falling(times))):
+    for index, (now, after) in enumerate(pairwise(falling(times))):
         v = velocity(x, now).to(x.dtype)
-        _report(callback, index, now, x, v)
+        report_step(callback, index, now, x, v)
         ahead = x + (after - now) * v
         if after == 0:
             return ahead
@@ -139,11 +151,11 @@ def dpm_solver(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback 
 
     Source: arXiv:2211.01095 algorithm 2, on this path.
     """
-    spans = [_Span(start, end) for start, end in pairwise(_falling(times))]
+    spans = [_Span(start, end) for start, end in pairwise(falling(times))]
     m_before = None
     for index, span in enumerate(spans):
         v = velocity(x, span.now).to(x.dtype)
-        _report(callback, index, span.now, x, v)
+        report_step(callback, index, span.now, x, v)
         m = paths.clean(x, v, span.now)
         last = index == len(spans) - 1
         x = span.predicted(x, m, spans[index - 1], None if last else m_before)
@@ -178,11 +190,11 @@ def unipc(velocity: Velocity, x: Tensor, times: Tensor, callback: Callback | Non
 
     Source: arXiv:2302.04867 algorithms 5 to 8 with B_2(h) = exp(h) - 1; rho of the predictor is 1/2 as in its appendix.
     """
-    spans = [_Span(start, end) for start, end in pairwise(_falling(times))]
+    spans = [_Span(start, end) for start, end in pairwise(falling(times))]
     start, m_before, m = x, None, x
     for index, span in enumerate(spans):
         v = velocity(x, span.now).to(x.dtype)
-        _report(callback, index, span.now, x, v)
+        report_step(callback, index, span.now, x, v)
         m_new = paths.clean(x, v, span.now)
         if index > 0:
             x = spans[index - 1].corrected(start, m, m_new, spans[index - 2], m_before)
@@ -233,7 +245,18 @@ def _log_ratio(t: float) -> float:
     return math.inf if t == 0 else math.log1p(-t) - math.log(t)
 
 
-def _falling(times: Tensor) -> list[float]:
+def falling(times: Tensor) -> list[float]:
+    """The times of a grid as plain numbers, checked.
+
+    Args:
+        times: falling times in [0, 1], 1 = noise, (n + 1,).
+
+    Returns:
+        n + 1 numbers.
+
+    Raises:
+        ValueError: the times do not fall from at most 1 to at least 0.
+    """
     grid: list[float] = times.double().tolist()
     fall = all(start > end for start, end in pairwise(grid))
     if len(grid) < 2 or not fall or grid[0] > 1 or grid[-1] < 0:
@@ -245,6 +268,15 @@ def _falling(times: Tensor) -> list[float]:
     return grid
 
 
-def _report(callback: Callback | None, index: int, time: float, x: Tensor, v: Tensor) -> None:
+def report_step(callback: Callback | None, index: int, time: float, x: Tensor, v: Tensor) -> None:
+    """Show a callback the step that is about to be taken.
+
+    Args:
+        callback: None = nobody looks.
+        index: number of the step, from 0.
+        time: t, 1 = noise, 0 = clean.
+        x: state.
+        v: its velocity, same shape.
+    """
     if callback is not None:
         callback(Step(index, time, x, paths.clean(x, v, time)))

@@ -17,19 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_gen.backbones.frozen import ordinary_construction
+from lightning_gen.backbones.shipped import shipped_or_given
+from lightning_gen.backbones.weights import fetch_weights, read_config
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.shapes.detector import find_objects
 from lightning_gen.shapes.vocabulary import COLORS, KINDS
 from lightning_gen.training.initialisation import initialise
 from lightning_gen.training.optim import AdamW, WarmupCosine
+from lightning_gen.training.weights import require_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-__all__ = ["Readings", "ShapesEncoder", "ShapesEncoderTraining", "readings"]
+__all__ = ["Readings", "ShapesEncoder", "ShapesEncoderTraining", "ShapesFeatures", "readings"]
 
 _CELLS: Final = 4
 _MOST: Final = 4
+_LEAST: Final = 32
 _PAIRS: Final = len(COLORS) * len(KINDS)
 
 
@@ -57,7 +62,12 @@ class ShapesEncoder(nn.Module):
 
         Returns:
             Four maps (B, C, H / 2^s, V / 2^s), s = 0..3.
+
+        Raises:
+            ValueError: pictures of fewer than 32 pixels along a side.
         """
+        if min(images.shape[-2:]) < _LEAST:
+            raise ValueError(f"the encoder takes pictures of at least {_LEAST} pixels, got {tuple(images.shape[-2:])}")
         maps, x = [], images
         for stage in self.stages:
             x = stage(x)
@@ -90,26 +100,59 @@ class ShapesEncoder(nn.Module):
         (target / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, source: str | Path = "shapes_encoder") -> Self:
         """Read what :meth:`save_pretrained` wrote.
 
         Args:
-            folder: theirs.
+            source: folder, hub id, or the name of the shipped weights.
 
         Returns:
-            The encoder, frozen, in eval mode.
+            The encoder in float32, frozen, in eval mode.
 
         Raises:
+            MissingWeightsError: the files are absent or damaged, or the weights are no safetensors.
             ValueError: the folder holds something else.
         """
         from safetensors.torch import load_file
 
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        folder = fetch_weights(shipped_or_given(source))
+        config = read_config(folder)
         if config.get("kind") != "ShapesEncoder":
             raise ValueError(f"{folder} holds {config.get('kind')!r}, not a ShapesEncoder")
-        encoder = cls(int(config["width"]))
-        encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        if not isinstance(config.get("width"), int):
+            raise ValueError(f"{folder}/config.json does not say the width of the encoder")
+        encoder, state = cls(config["width"]), load_file(folder / "model.safetensors")
+        require_fit(encoder, state, str(folder))
+        encoder.load_state_dict(state)
         return encoder.requires_grad_(False).eval()
+
+
+class ShapesFeatures(nn.Module):
+    """The trained encoder as a network that a configuration names: pictures to vectors, for distances between sets.
+
+    In ``extractors:`` it stands inside a ``ModuleExtractor``, and `lightning evaluate gfid` takes it as
+    ``--extractor lightning_gen.shapes.encoder.ShapesFeatures``.
+
+    Args:
+        weights: see ``ShapesEncoder.from_pretrained``.
+    """
+
+    def __init__(self, weights: str = "shapes_encoder") -> None:
+        super().__init__()
+        with ordinary_construction():
+            self.encoder = ShapesEncoder.from_pretrained(weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features.
+
+        Args:
+            images: float, (B, 3, H, V) in [-1, 1], H and V at least 32.
+
+        Returns:
+            (B, D).
+        """
+        features: Tensor = self.encoder(images)
+        return features
 
 
 class _Stage(nn.Module):

@@ -129,3 +129,17 @@ def test_weights_of_a_stranger_cannot_run_code(workshop, refused, verb):
     assert "may run code and is not read" in refused(verb, "--config", "toy.yaml", "--ckpt_path", "evil.ckpt")
     assert "may run code and is not read" in refused("export", "evil.ckpt", "out")
     assert not Path("evil").exists()
+
+
+def test_numbers_can_be_written_in_half(workshop, refused):
+    checkpoint = trained()
+    assert_equal(exported(checkpoint, "half", "--dtype", "float16"), {
+        key: value.half() for key, value in read_weights(checkpoint).items()
+    })  # fmt: skip
+    state = torch.load(checkpoint, weights_only=True)
+    state["state_dict"]["net.weight"].view(-1)[0] = 7e4
+    torch.save(state, "large.ckpt")
+    assert "net.weight holds numbers that float16 cannot" in refused(
+        "export", "large.ckpt", "out", "--dtype", "float16"
+    )
+    assert float(exported("large.ckpt", "out", "--dtype", "bfloat16")["net.weight"].view(-1)[0]) > 6e4

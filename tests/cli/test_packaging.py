@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import lightning_gen
+from lightning_gen.backbones.shipped import SHIPPED
 from lightning_gen.commands.recipes import recipes
 
 ROOT = Path(lightning_gen.__file__).parent.parent
@@ -52,6 +53,28 @@ def test_recipes_are_shipped(site):
     assert shipped
     for name in shipped:
         assert (site / "lightning_gen/_configs" / name).read_bytes() == (ROOT / "configs" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_weights_are_shipped(site, name):
+    folder = site / "lightning_gen" / "_data" / name
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (ROOT / "data" / name).iterdir()}
+    for file in folder.iterdir():
+        assert file.read_bytes() == (ROOT / "data" / name / file.name).read_bytes()
+
+
+def test_installed_package_makes_pictures_without_extras(site, tmp_path):
+    code = """
+from importlib.machinery import PathFinder
+from lightning_gen.cli import main
+
+find = PathFinder.find_spec
+extras = ("skimage", "sklearn")  # torchmetrics asks the installer for matplotlib: it cannot be hidden like this
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in extras else find(name, *rest)
+main(["demo", "shapes", "a photo of a star", "--steps", "2"])
+"""
+    assert "images/s" in python(code, cwd=tmp_path, PYTHONPATH=str(site), HF_HUB_OFFLINE="1")
+    assert (tmp_path / "shapes.png").stat().st_size > 1000
 
 
 def test_installed_package_finds_its_recipes(site, tmp_path):

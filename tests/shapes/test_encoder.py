@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
+from lightning_gen.backbones.weights import MissingWeightsError
+from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.shapes.encoder import ShapesEncoder, ShapesEncoderTraining, readings
 from lightning_gen.shapes.module import ShapesDataModule
 from lightning_gen.shapes.render import render
@@ -44,6 +47,42 @@ def test_files_bring_the_features_back_at_any_size(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"kind": "other"}')
     with pytest.raises(ValueError, match="'other', not a ShapesEncoder"):
         ShapesEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"kind": "ShapesEncoder"}')
+    with pytest.raises(ValueError, match="does not say the width"):
+        ShapesEncoder.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"kind": "ShapesEncoder", "width": 24}')
+    with pytest.raises(ValueError, match="does not fit ShapesEncoder: .*has shape"):
+        ShapesEncoder.from_pretrained(tmp_path)
+    with pytest.raises(MissingWeightsError, match="there is no folder"):
+        ShapesEncoder.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"at least 32 pixels, got \(31, 64\)"):
+        encoder(torch.zeros(1, 3, 31, 64))
+
+
+def test_a_configuration_names_it_as_an_extractor(tmp_path: Path) -> None:
+    module = ShapesEncoderTraining(width=16, seed=3)
+    module.configure_model()
+    module.save_pretrained(tmp_path)
+    network = {
+        "class_path": "lightning_gen.shapes.encoder.ShapesFeatures",
+        "init_args": {"weights": str(tmp_path)},
+    }
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(FeatureExtractor, "extractor")
+    found = parser.instantiate(
+        parser.parse_object(
+            {
+                "extractor": {
+                    "class_path": "lightning_gen.metrics.extractors.ModuleExtractor",
+                    "init_args": {"network": network, "name": "shapes-encoder"},
+                }
+            }
+        )
+    ).extractor
+    images = torch.randint(0, 256, (3, 3, 40, 64), dtype=torch.uint8)
+    expected = module.encoder(images.float() / 127.5 - 1)
+    torch.testing.assert_close(found(images)["pool"], expected, atol=1e-5, rtol=1e-4)
+    assert not list(found.parameters()) or not any(one.requires_grad for one in found.parameters())
 
 
 def test_size_on_disk() -> None:

@@ -5,7 +5,6 @@ t = 0 is clean, t = 1 is noise. Shape letters: B images, L tokens, C channels.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,9 @@ from lightning_gen.data.batches import ImageBatch
 from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.flow.guidance import guided
 from lightning_gen.flow.solvers import Velocity
-from lightning_gen.generators.dit.objective import flow_matching_loss, noised_tokens, token_times
-from lightning_gen.generators.dit.sampler import latent_noise
+from lightning_gen.generators.dit.objective import direction_loss, flow_matching_loss, noised_tokens, token_times
+from lightning_gen.generators.dit.pretrained import USAGE, read_folder, write_folder
+from lightning_gen.generators.dit.sampler import latent_noise, step_noise
 from lightning_gen.generators.dit.training import Building, Learning, Sampling, as_velocity
 from lightning_gen.generators.spaces import LatentSpace
 from lightning_gen.generators.writing import Generated
@@ -30,6 +30,7 @@ from lightning_gen.metrics.features import ImageGenerationMetrics
 from lightning_gen.nn.tokens import Tokens
 from lightning_gen.training.randomness import normal, uniform
 from lightning_gen.training.strategies import prepare
+from lightning_gen.training.weights import require_fit
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -40,7 +41,7 @@ __all__ = ["FlowMatching"]
 class FlowMatching(pl.LightningModule):
     """The algorithm that all generators of this room share; what the condition is, a subclass says.
 
-    L = mean (v(z_t, t, condition) - (eps - z))^2,  z_t = (1 - t) z + t eps
+    L = mean (v(z_t, t, condition) - (eps - z))^2 + w (1 - cos(v, eps - z)),  z_t = (1 - t) z + t eps,  w mostly 0
 
     Args:
         space: pixels or latents.
@@ -183,7 +184,10 @@ class FlowMatching(pl.LightningModule):
         dropped = uniform(self.seed, f"{purpose} drop", batch.epoch, batch.index, ()) < drop_rate
         x_t, target = noised_tokens(latents, eps, time)
         velocity = self.velocity_of(x_t, time, self.condition(batch, dropped))
-        return flow_matching_loss(velocity, target, latents)
+        loss = flow_matching_loss(velocity, target, latents)
+        if self.learning.direction_weight:
+            loss = loss + self.learning.direction_weight * direction_loss(velocity, target, latents)
+        return loss
 
     def velocity_of(self, x_t: Tokens, time: Tensor, condition: Any) -> Tensor:
         """What the network says about the velocity.
@@ -232,9 +236,11 @@ class FlowMatching(pl.LightningModule):
             raise ValueError(f"a canvas of {odd[0][0]} x {odd[0][1]} is not made of patches of {self.space.patch}")
         how = sampling or self.sampling
         seed = self.seed if seed is None else seed
-        noise = latent_noise(sizes, self.space.patch, self.space.channels, seed, index.to(self.device))
+        index = index.to(self.device)
+        noise = latent_noise(sizes, self.space.patch, self.space.channels, seed, index)
         field = guided(self._field(noise, condition), self._field(noise, nothing), how.strength(), noise.image)
-        latents = noise.with_values(how.solve()(field, noise.values, how.times()))
+        solve = how.solve(step_noise(noise, seed, index))
+        latents = noise.with_values(solve(field, noise.values, how.times()))
         return self.space.decode(latents.with_values(latents.values.masked_fill(~latents.mask[..., None], 0.0)))
 
     def _field(self, tokens: Tokens, condition: Any) -> Velocity:
@@ -281,38 +287,53 @@ class FlowMatching(pl.LightningModule):
         Args:
             folder: made if it does not exist.
         """
-        from safetensors.torch import save_file
-
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        state = {key: value.contiguous() for key, value in self.network.state_dict().items()}
-        save_file(state, target / "model.safetensors")
-        (target / "config.json").write_text(json.dumps(self.settings(), indent=1) + "\n", encoding="utf-8")
+        usage = self.usage()
+        write_folder(Path(folder), self.settings() | ({USAGE: usage} if usage else {}), self.network.state_dict())
 
     def settings(self) -> dict[str, Any]:
         """What the weights mean, plain JSON values."""
         return {"kind": type(self).__name__, **{key: value for key, value in self.hparams.items() if key[0] != "_"}}
 
+    def usage(self) -> dict[str, Any]:
+        """How the weights are used, plain JSON values; other weights of the same settings may be used otherwise."""
+        return {}
+
     def load_network(self, folder: str | Path) -> Self:
         """Fill the network with weights that :meth:`save_pretrained` wrote.
 
         Args:
-            folder: theirs.
+            folder: theirs, or the name of shipped weights.
 
         Returns:
             The module.
 
         Raises:
-            ValueError: they belong to another kind of module or other settings.
+            MissingWeightsError: the files are absent or damaged.
+            ValueError: they belong to another kind of module or other settings, or do not fit the network.
         """
-        from safetensors.torch import load_file
-
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        if config != self.settings():
-            wrong = sorted(key for key in config | self.settings() if config.get(key) != self.settings().get(key))
-            raise ValueError(f"the weights in {folder} belong to other settings: {', '.join(wrong)} differ")
-        self.network.load_state_dict(load_file(Path(folder) / "model.safetensors"), assign=True)
+        self.network.load_state_dict(self.fitting_weights(folder), assign=True)
         return self
+
+    def fitting_weights(self, folder: str | Path) -> dict[str, Tensor]:
+        """Read weights that mean what this module takes them for.
+
+        Args:
+            folder: see :meth:`load_network`.
+
+        Returns:
+            Tensors of the whole network, by name.
+
+        Raises:
+            MissingWeightsError: the files are absent or damaged.
+            ValueError: they belong to another kind of module or other settings, or do not fit the network.
+        """
+        config, state, place = read_folder(folder)
+        given, own = {key: value for key, value in config.items() if key != USAGE}, self.settings()
+        if given != own:
+            wrong = sorted(key for key in given | own if given.get(key) != own.get(key))
+            raise ValueError(f"the weights in {place} belong to other settings: {', '.join(wrong)} differ")
+        require_fit(self.network, state, str(place))
+        return state
 
 
 def _sizes(latents: Tokens) -> list[tuple[int, int]]:

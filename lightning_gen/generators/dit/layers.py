@@ -21,7 +21,16 @@ from lightning_gen.nn.blocks import SwiGLU
 from lightning_gen.nn.norms import LayerScale, layer_norm
 from lightning_gen.nn.rope import Rotary
 
-__all__ = ["DiTBlock", "ModulationTable", "TimeEmbedding", "VelocityHead", "bounded", "modulate", "sinusoid"]
+__all__ = [
+    "DiTBlock",
+    "ModulationTable",
+    "TimeEmbedding",
+    "VelocityHead",
+    "bounded",
+    "modulate",
+    "per_token",
+    "sinusoid",
+]
 
 
 def sinusoid(step: Tensor, dim: int = TIME_DIM, max_period: float = 10000.0) -> Tensor:
@@ -178,7 +187,7 @@ class DiTBlock(nn.Module):
         Returns:
             (B, L, W).
         """
-        shift, scale, gate_attn, gate_mlp = (_spread(part, image) for part in self.table(shared))
+        shift, scale, gate_attn, gate_mlp = (per_token(part, image) for part in self.table(shared))
         u = modulate(x, shift, scale)
         branch: Tensor = self.layer_scale(gate_attn * self.attn(u, rotary, attend) + gate_mlp * self.ffn(u))
         return x + branch
@@ -213,10 +222,18 @@ class VelocityHead(nn.Module):
             v, (B, L, C).
         """
         shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        v: Tensor = self.out_proj(modulate(x, _spread(shift, image), _spread(bounded(scale), image)))
+        v: Tensor = self.out_proj(modulate(x, per_token(shift, image), per_token(bounded(scale), image)))
         return v
 
 
-def _spread(per_image: Tensor, image: Tensor | None) -> Tensor:
-    """Hand every token the row of its image: (I, W) to (B, L, W), or (B, 1, W) where row b is image b."""
+def per_token(per_image: Tensor, image: Tensor | None) -> Tensor:
+    """Hand every token the row of its image.
+
+    Args:
+        per_image: (I, W).
+        image: int64, (B, L), image of every token; None = row b is image b.
+
+    Returns:
+        (B, L, W), or (B, 1, W) where row b is image b.
+    """
     return per_image[:, None] if image is None else per_image[image]

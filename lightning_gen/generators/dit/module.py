@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.generators.dit.flow_matching import FlowMatching
+from lightning_gen.generators.dit.lightningdit.network import LightningDiT
+from lightning_gen.generators.dit.lightningdit.variants import PREFIX, lightningdit_shape
 from lightning_gen.generators.dit.network import DiT
 from lightning_gen.generators.dit.objective import drop_labels
 from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
@@ -29,17 +31,19 @@ _SCHEDULE = WarmupCosine(warmup_fraction=0.01, final_learning_rate=1e-5, start_l
 
 
 class LatentDiffusion(FlowMatching):
-    """Class-conditional flow matching with the DiT of ViTok-v2.
+    """Class-conditional flow matching with the DiT of ViTok-v2 or with LightningDiT.
 
     Args:
         space: ``PixelSpace`` or ``AutoencoderSpace``.
-        variant: size by name, ``L``, ``G``, ``w160_d6_h5``, see ``variants.dit_shape``.
+        variant: network and size by name: ``L``, ``G``, ``w160_d6_h5`` is the DiT of ViTok-v2, see
+            ``variants.dit_shape``; ``lightningdit_xl_1`` another network, see ``lightningdit/variants.py``.
         num_classes: number of classes.
-        layer_scale: gamma of every block at the start; paper: 1e-4.
+        layer_scale: gamma of every block at the start; None = the paper's 1e-4. LightningDiT has none.
         rope_theta: base of the rotary frequencies.
-        swa_radius: window radius in patches of every second block; None = all see the whole image.
+        swa_radius: window radius in patches of every second block; None = all see the whole image, as in LightningDiT.
         prediction: what the network's output means; paper: velocity.
         times: at which times it is trained; paper: uniform.
+        direction_weight: of the loss that compares directions of velocities; paper: 0, LightningDiT and PAE: 1.
         drop_rate: share of hidden labels; paper: 0.1.
         sampling: how pictures are made; paper: UniPC, 50 steps.
         optimizer: AdamW with its hyper-parameters.
@@ -49,7 +53,10 @@ class LatentDiffusion(FlowMatching):
         extractors: networks for gFID in validation, see ``FlowMatching``.
         seed: seed of the initial weights and of every keyed draw.
 
-    Source: arXiv:2605.05331 (generator).
+    Raises:
+        ValueError: an unknown variant, or an option that its network does not have.
+
+    Source: arXiv:2605.05331 (generator); arXiv:2605.07915 (LightningDiT).
     """
 
     def __init__(
@@ -57,11 +64,12 @@ class LatentDiffusion(FlowMatching):
         space: LatentSpace,
         variant: str = "L",
         num_classes: int = 1000,
-        layer_scale: float = 1e-4,
+        layer_scale: float | None = None,
         rope_theta: float = 10000.0,
         swa_radius: int | None = None,
         prediction: Prediction = "velocity",
         times: TimeSampling = TimeSampling("uniform"),  # noqa: B008 (frozen)
+        direction_weight: float = 0.0,
         drop_rate: float = 0.1,
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         optimizer: AdamW = _OPTIMIZER,
@@ -72,15 +80,8 @@ class LatentDiffusion(FlowMatching):
         seed: int = 0,
     ) -> None:
         with torch.device("meta"):
-            network = DiT(
-                variant,
-                space.channels,
-                num_classes,
-                layer_scale=layer_scale,
-                rope_theta=rope_theta,
-                swa_radius=swa_radius,
-            )
-        learning = Learning(prediction, times, drop_rate, optimizer, schedule)
+            network = _network(variant, space.channels, num_classes, layer_scale, rope_theta, swa_radius)
+        learning = Learning(prediction, times, drop_rate, optimizer, schedule, direction_weight)
         building = Building(activation_checkpointing, compile_blocks, seed)
         super().__init__(space, network, learning, building, sampling, extractors)
         self.num_classes = num_classes
@@ -99,11 +100,13 @@ class LatentDiffusion(FlowMatching):
         Returns:
             Parameters.
         """
-        shape = dit_shape(init_args.get("variant", "L"))
-        return ModelNeeds(
-            trainable=shape.parameters(64, int(init_args.get("num_classes", 1000))),
-            largest_block=shape.block_parameters,
-        )
+        name, classes = init_args.get("variant", "L"), int(init_args.get("num_classes", 1000))
+        if name.startswith(PREFIX):
+            lightning = lightningdit_shape(name)
+            frozen = lightning.frozen_parameters
+            return ModelNeeds(lightning.parameters(32, classes) - frozen, frozen, lightning.block_parameters)
+        shape = dit_shape(name)
+        return ModelNeeds(trainable=shape.parameters(64, classes), largest_block=shape.block_parameters)
 
     def condition(self, batch: ImageBatch, dropped: Tensor) -> Tensor:
         """Labels, or the null class.
@@ -116,3 +119,20 @@ class LatentDiffusion(FlowMatching):
             int64, (B,).
         """
         return drop_labels(batch.label, torch.where(dropped, 0.0, 1.0), 0.5, self.num_classes)
+
+
+def _network(
+    variant: str,
+    channels: int,
+    num_classes: int,
+    layer_scale: float | None,
+    rope_theta: float,
+    swa_radius: int | None,
+) -> nn.Module:
+    if not variant.startswith(PREFIX):
+        gamma = 1e-4 if layer_scale is None else layer_scale
+        return DiT(variant, channels, num_classes, layer_scale=gamma, rope_theta=rope_theta, swa_radius=swa_radius)
+    for name, value in (("layer_scale", layer_scale), ("swa_radius", swa_radius)):
+        if value is not None:
+            raise ValueError(f"model.{name} is {value}, but {variant} has no such option: set it to null")
+    return LightningDiT(variant, channels, num_classes, rope_theta=rope_theta)

@@ -20,7 +20,7 @@ from lightning_gen.nn.attention import plan_attention
 from lightning_gen.nn.rope import rotary_2d
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["DiT", "check_labels"]
+__all__ = ["DiT", "activation_dtype", "check_labels"]
 
 
 class DiT(nn.Module):
@@ -125,7 +125,7 @@ class DiT(nn.Module):
         # The house's rule for unpacked tokens, as in plan_attention: as many rows as images.
         image = None if tokens.mask.shape[0] == tokens.num_images else tokens.image.clamp(min=0)
         rotary = rotary_2d(
-            tokens.row, tokens.col, self.shape.width // self.shape.heads, self.rope_theta, _activation_dtype(x)
+            tokens.row, tokens.col, self.shape.width // self.shape.heads, self.rope_theta, activation_dtype(x)
         )
         whole = plan_attention(tokens, None, rotary.cos.dtype)
         window = whole if self.swa_radius is None else plan_attention(tokens, self.swa_radius, rotary.cos.dtype)
@@ -153,7 +153,14 @@ def check_labels(label: Tensor, num_classes: int) -> None:
         )
 
 
-def _activation_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which attention will run: autocast's where it is on."""
+def activation_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which attention will run: autocast's where it is on.
+
+    Args:
+        x: states, any shape.
+
+    Returns:
+        A floating dtype.
+    """
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

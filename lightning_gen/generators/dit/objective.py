@@ -11,7 +11,14 @@ from torch import Tensor
 from lightning_gen.flow import paths
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["drop_labels", "flow_matching_loss", "flow_matching_losses", "noised_tokens", "token_times"]
+__all__ = [
+    "direction_loss",
+    "drop_labels",
+    "flow_matching_loss",
+    "flow_matching_losses",
+    "noised_tokens",
+    "token_times",
+]
 
 
 def token_times(tokens: Tokens, time: Tensor) -> Tensor:
@@ -62,10 +69,7 @@ def flow_matching_losses(prediction: Tensor, target: Tensor, tokens: Tokens) -> 
     exact = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     # Padding is replaced before the square, so that not even an overflow there can reach a gradient.
     error = torch.where(tokens.mask[..., None], prediction.to(exact) - target.to(exact), 0.0)
-    slot = torch.where(tokens.mask, tokens.image, 0).flatten()
-    total = error.new_zeros(tokens.num_images).index_add(0, slot, error.square().mean(-1).flatten())
-    count = error.new_zeros(tokens.num_images).index_add(0, slot, tokens.mask.flatten().to(exact))
-    return total / count.clamp(min=1)
+    return _image_means(error.square().mean(-1), tokens)
 
 
 def flow_matching_loss(prediction: Tensor, target: Tensor, tokens: Tokens) -> Tensor:
@@ -82,6 +86,31 @@ def flow_matching_loss(prediction: Tensor, target: Tensor, tokens: Tokens) -> Te
     Source: arXiv:2605.05331 (generator). deviates: padding is left out; the release counts it.
     """
     return flow_matching_losses(prediction, target, tokens).mean()
+
+
+def direction_loss(prediction: Tensor, target: Tensor, tokens: Tokens) -> Tensor:
+    """How far predicted velocities point away from the true ones; every image weighs the same.
+
+    loss_i = mean over real tokens of image i of (1 - <v_hat, v> / (|v_hat| |v|)), over the channels, in float32
+
+    Args:
+        prediction: v_hat, float, (B, L, C).
+        target: v, float, (B, L, C).
+        tokens: whose mask and image say what counts.
+
+    Returns:
+        Scalar in [0, 2], float32 (float64 for float64).
+
+    Source: arXiv:2501.01423 (velocity direction loss); arXiv:2605.07915, published training. deviates: a prediction of
+    exactly 0, which is what the network starts with, has no direction and no gradient here; the published code divides
+    by 1e-8 and begins with gradients of that size, which the moments of Adam remember for hundreds of steps.
+    """
+    exact = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
+    counted = tokens.mask[..., None] & (prediction != 0).any(-1, keepdim=True)
+    # Replaced before the norm, whose gradient at 0 would reach the others as NaN.
+    guess, truth = torch.where(counted, prediction.to(exact), 1.0), torch.where(counted, target.to(exact), 1.0)
+    cosine = torch.where(counted[..., 0], torch.cosine_similarity(guess, truth, dim=-1), 0.0)
+    return _image_means(torch.where(tokens.mask, 1 - cosine, 0.0), tokens).mean()
 
 
 def drop_labels(label: Tensor, uniforms: Tensor, rate: float, num_classes: int) -> Tensor:
@@ -106,3 +135,11 @@ def drop_labels(label: Tensor, uniforms: Tensor, rate: float, num_classes: int) 
     if not 0 <= rate <= 1:
         raise ValueError(f"the share of dropped labels must lie in [0, 1], got {rate}")
     return torch.where((uniforms < rate) | (label < 0), num_classes, label)
+
+
+def _image_means(per_token: Tensor, tokens: Tokens) -> Tensor:
+    """Mean over the real tokens of every image; what stands at padding must be 0. (B, L) to (I,)."""
+    slot = torch.where(tokens.mask, tokens.image, 0).flatten()
+    total = per_token.new_zeros(tokens.num_images).index_add(0, slot, per_token.flatten())
+    count = per_token.new_zeros(tokens.num_images).index_add(0, slot, tokens.mask.flatten().to(per_token.dtype))
+    return total / count.clamp(min=1)

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from lightning_gen.flow.guidance import Guidance, guided
 from lightning_gen.flow.schedules import linear_grid
+from lightning_gen.flow.sde import StepNoise
 from lightning_gen.flow.solvers import Callback, Solver, Velocity, unipc
+from lightning_gen.generators.dit.lightningdit.network import LightningDiT
 from lightning_gen.generators.dit.network import DiT, check_labels
 from lightning_gen.nn.norms import layer_norm
 from lightning_gen.nn.tokens import Tokens, patchify
 from lightning_gen.training.randomness import normal
 
-__all__ = ["class_velocity", "latent_noise", "reproject", "sample_latents"]
+__all__ = ["class_velocity", "latent_noise", "reproject", "sample_latents", "step_noise"]
 
 
 def latent_noise(sizes: Sequence[tuple[int, int]], patch: int, channels: int, seed: int, index: Tensor) -> Tokens:
@@ -48,7 +50,26 @@ def latent_noise(sizes: Sequence[tuple[int, int]], patch: int, channels: int, se
     return canvas.with_values(noise * canvas.mask[..., None])
 
 
-def class_velocity(network: DiT, tokens: Tokens, label: Tensor) -> Velocity:
+def step_noise(noise: Tokens, seed: int, index: Tensor) -> StepNoise:
+    """Noise for the steps of a stochastic solver.
+
+    That of picture i at step n depends on (seed, n, index[i]) alone.
+
+    Args:
+        noise: what :func:`latent_noise` gave for the same pictures.
+        seed: the run's seed.
+        index: number of every picture, int64, (I,).
+
+    Returns:
+        A function from n to (I, L, C), 0 at padding.
+
+    Source: none, house convention for keyed randomness.
+    """
+    shape = tuple(noise.values.shape[1:])
+    return lambda step: normal(seed, "step noise", step, index, shape) * noise.mask[..., None]
+
+
+def class_velocity(network: DiT | LightningDiT, tokens: Tokens, label: Tensor) -> Velocity:
     """The network as a velocity field of one class per image.
 
     Args:
@@ -86,7 +107,7 @@ def reproject(latents: Tokens) -> Tokens:
 
 @torch.no_grad()
 def sample_latents(
-    network: DiT,
+    network: DiT | LightningDiT,
     noise: Tokens,
     label: Tensor,
     *,

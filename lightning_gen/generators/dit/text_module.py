@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, Self
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +18,8 @@ from lightning_gen.backbones.text import FrozenTextEncoder
 from lightning_gen.data.batches import ImageBatch, PromptBatch
 from lightning_gen.flow.schedules import linear_grid, shifted
 from lightning_gen.generators.dit.flow_matching import FlowMatching
-from lightning_gen.generators.dit.pixel_network import PixelTextDiT
+from lightning_gen.generators.dit.pixel_network import PixelTextDiT, Stem
+from lightning_gen.generators.dit.pretrained import USAGE, built, named, read_folder
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
 from lightning_gen.generators.dit.variants import dit_shape
@@ -29,6 +31,7 @@ from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.nn.tokens import Tokens, patchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
+from lightning_gen.training.weights import load_matching
 
 __all__ = ["TextLatentDiffusion", "TextSize", "WordTokenizer"]
 
@@ -72,7 +75,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: turns prompts into numbers for an encoder that is trained along.
         encoder: a frozen text encoder in its place; give one of the two.
         variant: size by name, ``w160_d6_h5``, ``L``, see ``variants.dit_shape``.
-        stem_channels: channels of convolutions around the transformer, see ``PixelTextDiT``; 0 = none.
+        stem: convolutions around the transformer, see ``PixelTextDiT``, for pixels.
         text: size of the encoder that is trained along.
         canvas: height and width of pictures that are made without an example, in pixels.
         pictures_per_prompt: that ``predict`` makes.
@@ -88,6 +91,9 @@ class TextLatentDiffusion(FlowMatching):
         schedule: warm-up and cosine.
         activation_checkpointing: recompute blocks in the backward pass.
         compile_blocks: torch.compile every block.
+        init_from: start from these weights: a folder that ``save_pretrained`` or `lightning export` wrote, or the name
+            of shipped ones (``shapes_base``). They must mean and fit what is built here. Another thing than
+            ``ckpt_path``, which resumes a run.
         seed: seed of the initial weights and of every keyed draw.
 
     Raises:
@@ -100,7 +106,7 @@ class TextLatentDiffusion(FlowMatching):
         tokenizer: WordTokenizer | None = None,
         encoder: FrozenTextEncoder | None = None,
         variant: str = "w160_d6_h5",
-        stem_channels: int = 0,
+        stem: Stem | None = None,
         text: TextSize = TextSize(),  # noqa: B008 (frozen)
         canvas: tuple[int, int] = (32, 32),
         pictures_per_prompt: int = 1,
@@ -116,12 +122,13 @@ class TextLatentDiffusion(FlowMatching):
         schedule: WarmupCosine = _SCHEDULE,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         if (tokenizer is None) == (encoder is None):
             raise ValueError("give either a tokenizer, for a text encoder that is trained along, or a frozen encoder")
-        if stem_channels and not isinstance(space, PixelSpace):
-            raise ValueError("stem_channels are for pixels: set them to 0 in the latents of an auto-encoder")
+        if stem is not None and not isinstance(space, PixelSpace):
+            raise ValueError("a stem of convolutions is for pixels: set it to null in the latents of an auto-encoder")
         if canvas[0] % space.patch or canvas[1] % space.patch or min(canvas) < space.patch:
             raise ValueError(f"a canvas of {canvas[0]} x {canvas[1]} is not made of patches of {space.patch} pixels")
         with torch.device("meta"):
@@ -131,21 +138,21 @@ class TextLatentDiffusion(FlowMatching):
             width, pooled = (text.width, text.width) if encoder is None else (encoder.width, encoder.pooled_width)
             rest = {"layer_scale": layer_scale, "rope_theta": rope_theta}
             network: nn.Module = (
-                PixelTextDiT(variant, space.patch, stem_channels, width, pooled, words, **rest)
-                if stem_channels
-                else TextDiT(variant, space.channels, width, pooled, words, **rest)
+                TextDiT(variant, space.channels, width, pooled, words, **rest)
+                if stem is None
+                else PixelTextDiT(variant, space.patch, stem, width, pooled, words, **rest)
             )
         learning = Learning(prediction, times, drop_rate, optimizer, schedule)
         building = Building(activation_checkpointing, compile_blocks, seed)
         super().__init__(space, network, learning, building, sampling, extractors)
         self.tokenizer, self.encoder, self.canvas, self.geneval = tokenizer, encoder, canvas, geneval
-        self.pictures_per_prompt = pictures_per_prompt
+        self.pictures_per_prompt, self.init_from = pictures_per_prompt, init_from
         self.save_hyperparameters(
             {
                 "variant": variant,
                 "channels": space.channels,
                 "patch": space.patch,
-                "stem_channels": stem_channels,
+                "stem": None if stem is None else dataclasses.asdict(stem),
                 "text": [width, text.depth, text.heads] if encoder is None else [width],
                 "rope_theta": rope_theta,
                 "prediction": prediction,
@@ -172,12 +179,78 @@ class TextLatentDiffusion(FlowMatching):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
+        if next(self.network.parameters()).device.type != "meta":
+            return
         super().configure_model()
         if self.device_mesh is not None:
             from torch.distributed.fsdp import register_fsdp_forward_method
 
             # Prompts enter the network by this door; FSDP gathers weights only at doors that it knows.
             register_fsdp_forward_method(self.network, "encode_words")
+        if self.init_from is not None:
+            load_matching(self.network, self.fitting_weights(self.init_from), self.init_from)
+
+    # ------------------------------------------------------------------ weights
+
+    def usage(self) -> dict[str, Any]:
+        """Space, tokenizer, canvas and sampling, as far as they can be named; ``from_pretrained`` builds them."""
+        return {
+            "space": named(self.space),
+            "tokenizer": named(self.tokenizer),
+            "canvas": list(self.canvas),
+            "sampling": dataclasses.asdict(self.sampling),
+        }
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "shapes_base",
+        space: LatentSpace | None = None,
+        tokenizer: WordTokenizer | None = None,
+        encoder: FrozenTextEncoder | None = None,
+    ) -> Self:
+        """A model ready to make pictures, in eval mode, gradients off.
+
+        Args:
+            source: folder that ``save_pretrained`` or `lightning export` wrote, hub id, or the name of shipped weights.
+            space: where it works; None = as the folder says, for spaces that need no files of their own.
+            tokenizer: turns prompts into numbers; None = as the folder says.
+            encoder: the frozen text encoder that the weights were trained with, where they were.
+
+        Returns:
+            The model on the CPU, in float32, whatever precision the weights are stored in.
+
+        Raises:
+            MissingWeightsError: the files are absent or damaged, or the weights are no safetensors.
+            ValueError: they belong to another kind of module, or their ``config.json`` does not describe them.
+        """
+        config, state, folder = read_folder(source)
+        if config.get("kind") != cls.__name__:
+            raise ValueError(f"{folder} holds {config.get('kind')!r}, not a {cls.__name__}")
+        if encoder is None and len(config.get("text", ())) == 1:
+            raise ValueError(f"the weights in {folder} were trained with a frozen text encoder: give it (encoder=...)")
+        usage = config.get(USAGE) or {}
+        space = space or built(usage.get("space"), "space", folder)
+        if tokenizer is None and encoder is None:
+            tokenizer = built(usage.get("tokenizer"), "tokenizer", folder)
+        try:
+            model = cls(
+                space,
+                tokenizer,
+                encoder,
+                variant=config["variant"],
+                stem=None if config["stem"] is None else Stem(**config["stem"]),
+                text=TextSize(*config["text"]) if encoder is None else TextSize(),
+                canvas=tuple(usage["canvas"]),
+                rope_theta=config["rope_theta"],
+                prediction=config["prediction"],
+                sampling=Sampling(**usage["sampling"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder}/config.json does not describe a {cls.__name__}: {error!r}") from None
+        return model.load_network(source).requires_grad_(False).eval()
+
+    # ------------------------------------------------------------------ training
 
     def condition(self, batch: ImageBatch, dropped: Tensor) -> Conditioning:
         """Encoded captions, the empty one where they are dropped.

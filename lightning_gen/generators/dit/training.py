@@ -6,27 +6,36 @@ t = 0 is clean, t = 1 is noise. Shape letters: B rows, L tokens, C channels, I i
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_gen.flow.guidance import Guidance
 from lightning_gen.flow.schedules import linear_grid, logit_normal_times, shifted, uniform_times
+from lightning_gen.flow.sde import Endpoint, StepNoise, euler_maruyama, sde_grid
 from lightning_gen.flow.solvers import SOLVERS, Solver
 from lightning_gen.training.optim import AdamW, WarmupCosine
 from lightning_gen.training.randomness import normal, uniform
 
 __all__ = ["Building", "Learning", "Prediction", "Sampling", "TimeSampling", "as_velocity"]
 
-Prediction = Literal["velocity", "clean"]
-"""What the network's numbers mean: eps - x_0, or x_0."""
+_STOCHASTIC = "euler_maruyama"
+
+Prediction = Literal["velocity", "clean", "preconditioned"]
+"""What the network's numbers mean: eps - x_0, x_0, or what is left of x_0 after a linear guess, in unit variance."""
+_DATA_STD = 0.5
 
 
 def as_velocity(output: Tensor, x_t: Tensor, time: Tensor, prediction: Prediction, least: float = 0.05) -> Tensor:
     """The velocity that the network's output stands for.
 
     velocity: v = output;   clean: v = (x_t - output) / max(t, least)
+    preconditioned: v = ((t - (1 - t) s^2) x_t / d - s output) / d,  d^2 = (1 - t)^2 s^2 + t^2,  s = 0.5
+
+    The last is the best linear guess of v for data of variance s^2, and the network's share of it: its target has unit
+    variance at every time, so that it says what is clean near noise and what is noise near the clean picture.
 
     Args:
         output: of the network, (B, L, C).
@@ -38,12 +47,17 @@ def as_velocity(output: Tensor, x_t: Tensor, time: Tensor, prediction: Predictio
     Returns:
         v, (B, L, C), float32 or better.
 
-    Source: clean data predicted under the velocity's loss: arXiv:2511.13720.
+    Source: clean data predicted under the velocity's loss: arXiv:2511.13720; preconditioned: arXiv:2206.00364 eq. 7 and
+        table 1. deviates: for the straight path.
     """
     exact = output.to(torch.promote_types(output.dtype, torch.float32))
     if prediction == "velocity":
         return exact
-    return (x_t - exact) / time.clamp(min=least)[..., None]
+    t = time[..., None]
+    if prediction == "clean":
+        return (x_t - exact) / t.clamp(min=least)
+    deviation = ((1 - t).square() * _DATA_STD**2 + t.square()).sqrt()
+    return ((t - (1 - t) * _DATA_STD**2) / deviation * x_t - _DATA_STD * exact) / deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +111,18 @@ class Sampling:
 
     Attributes:
         steps: of the solver.
-        solver: ``euler``, ``heun``, ``dpm_solver`` or ``unipc``.
+        solver: ``euler``, ``heun``, ``dpm_solver``, ``unipc``, or ``euler_maruyama``, which adds noise at every step.
         shift: moves the times towards noise.
+        start: first time; 1 = pure noise.
         guidance: scale of classifier-free guidance, 1 = none.
         guidance_low: guidance acts from this time on.
         guidance_high: guidance acts up to this time.
         rescale: see ``Guidance``.
+        last_step: length of the last step of ``euler_maruyama``.
+        sde_endpoint: where its grid ends, see ``flow.sde.sde_grid``.
 
     Raises:
-        ValueError: no step, an unknown solver, or guidance that makes no sense.
+        ValueError: no step, an unknown solver, or times or guidance that make no sense.
     """
 
     steps: int = 50
@@ -115,24 +132,41 @@ class Sampling:
     guidance_low: float = 0.0
     guidance_high: float = 1.0
     rescale: float = 0.0
+    start: float = 0.999
+    last_step: float = 0.004
+    sde_endpoint: Endpoint = "exact"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.shift <= 0:
             raise ValueError(f"sampling needs at least one step and a positive shift, got {self.steps}, {self.shift}")
-        if self.solver not in SOLVERS:
-            raise ValueError(f"unknown solver {self.solver!r}: choose one of {', '.join(SOLVERS)}")
+        if self.solver not in SOLVERS and self.solver != _STOCHASTIC:
+            raise ValueError(f"unknown solver {self.solver!r}: choose one of {', '.join(SOLVERS)}, {_STOCHASTIC}")
+        self.times()
         self.strength()
 
     def times(self) -> Tensor:
-        """The grid, float64, (steps + 1,), from 0.999 to 0."""
-        return shifted(linear_grid(self.steps), self.shift)
+        """The grid, float64, (steps + 1,), from ``start`` to 0."""
+        if self.solver == _STOCHASTIC:
+            return sde_grid(self.steps, self.shift, self.start, self.last_step, self.sde_endpoint)
+        return shifted(linear_grid(self.steps, self.start), self.shift)
 
     def strength(self) -> Guidance:
         """The guidance."""
         return Guidance(self.guidance, self.guidance_low, self.guidance_high, self.rescale)
 
-    def solve(self) -> Solver:
-        """The solver."""
+    def solve(self, noise: StepNoise) -> Solver:
+        """The solver.
+
+        Args:
+            noise: what a stochastic one adds at every step; the others do not ask for it.
+
+        Returns:
+            A solver for :meth:`times`.
+        """
+        if self.solver == _STOCHASTIC:
+            last_clock = self.last_step if self.sde_endpoint == "official" else None
+            stochastic: Solver = functools.partial(euler_maruyama, noise=noise, last_clock=last_clock)
+            return stochastic
         return SOLVERS[self.solver]
 
 
@@ -146,9 +180,10 @@ class Learning:
         drop_rate: share of the images that are trained without their condition, for guidance.
         optimizer: AdamW with its hyper-parameters.
         schedule: warm-up and cosine.
+        direction_weight: of ``objective.direction_loss``, >= 0.
 
     Raises:
-        ValueError: a drop rate outside [0, 1], or an unknown prediction.
+        ValueError: a drop rate outside [0, 1], an unknown prediction, or a negative weight.
     """
 
     prediction: Prediction
@@ -156,12 +191,15 @@ class Learning:
     drop_rate: float
     optimizer: AdamW
     schedule: WarmupCosine
+    direction_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.direction_weight < 0:
+            raise ValueError(f"direction_weight cannot be negative, got {self.direction_weight}")
         if not 0 <= self.drop_rate <= 1:
             raise ValueError(f"drop_rate is a share in [0, 1], got {self.drop_rate}")
-        if self.prediction not in ("velocity", "clean"):
-            raise ValueError(f"prediction is velocity or clean, got {self.prediction!r}")
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction is one of {', '.join(get_args(Prediction))}, got {self.prediction!r}")
 
 
 @dataclasses.dataclass(frozen=True)

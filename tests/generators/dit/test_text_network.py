@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.generators.dit.pixel_network import PixelTextDiT
+from lightning_gen.generators.dit.pixel_network import PixelTextDiT, Stem
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.nn.tokens import Tokens, pack, patchify, unpatchify
@@ -55,7 +55,7 @@ class TestTextDiT(NetworkChecks):
 
 class TestPixelTextDiT(NetworkChecks):
     def network(self) -> nn.Module:
-        return PixelTextDiT("w24_d2_h2", 2, 4, 16, 16, WordEncoder(9, 16, 2, 2, 0.5), layer_scale=0.5)
+        return PixelTextDiT("w24_d2_h2", 2, Stem(4, 1, 2), 16, 16, WordEncoder(9, 16, 2, 2, 0.5), layer_scale=0.5)
 
     def batch(self) -> Any:
         return states((6, 8), (6, 8), (6, 8))

@@ -21,6 +21,23 @@ def test_both_predictions_stand_for_the_same_velocity() -> None:
     torch.testing.assert_close(as_velocity(x_0, x_t, time, "clean"), v)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_what_a_preconditioned_network_must_say_has_unit_variance_and_knows_nothing_of_its_input(t: float) -> None:
+    """The output enters linearly: coefficients of x_0 and eps in the target, for data of variance 1/4, are exact."""
+    time, one = torch.tensor([[t]], dtype=F64), torch.ones(1, 1, 1, dtype=F64)
+
+    def needed(x_0: torch.Tensor, eps: torch.Tensor) -> float:
+        x_t = (1 - t) * x_0 + t * eps
+        guess = as_velocity(0 * one, x_t, time, "preconditioned")
+        per_output = as_velocity(one, x_t, time, "preconditioned") - guess
+        return float((paths.velocity(x_0, eps) - guess) / per_output)
+
+    of_data, of_noise = needed(one, 0 * one), needed(0 * one, one)
+    assert 0.25 * of_data**2 + of_noise**2 == pytest.approx(1, abs=1e-12)
+    assert 0.25 * of_data * (1 - t) + of_noise * t == pytest.approx(0, abs=1e-12)
+    assert of_data >= 0, "near noise it says what is clean"
+
+
 def test_the_divisor_has_a_floor() -> None:
     x_t, guess = torch.full((1, 1, 1), 0.4), torch.zeros(1, 1, 1)
     assert float(as_velocity(guess, x_t, torch.tensor([[1e-6]]), "clean")) == pytest.approx(8.0)

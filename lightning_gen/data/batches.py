@@ -1,20 +1,23 @@
 """What the DataModules yield. Batches are frozen: a step that wants other values makes another batch.
 
-Shape letters: B images of a rank's batch, L tokens in a row, D numbers per token.
+Pictures travel from a worker to the device as bytes, a quarter of what floats need, and become floats there.
+Shape letters: B images of a rank's batch, L tokens in a row, D numbers per token, p patch edge.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lightning_gen.data.transforms import uint8_to_signed
-from lightning_gen.nn.tokens import Tokens
+from lightning_gen.nn.tokens import Tokens, pixel_validity
 
 __all__ = [
     "Batch",
@@ -25,6 +28,7 @@ __all__ = [
     "PromptBatch",
     "collate_images",
     "patchify_pixels",
+    "signed_images",
     "stack_images",
 ]
 
@@ -86,11 +90,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class ImageBatch(Batch):
-    """Images with what is known about them.
+    """Images with what is known about them. What a step reads is :attr:`images`.
 
     Attributes:
-        images: unpacked ``Tokens`` (patch vectors in [-1, 1] at native resolution, or latents), or float pictures,
-            (B, 3, H, W) in [-1, 1].
+        raw: the images as they travel: unpacked ``Tokens`` (patch vectors of pictures at native resolution, or latents)
+            or pictures (B, 3, H, W); uint8 in 0..255, or float as in :attr:`images`.
         label: int64, (B,), class, -1 = none.
         index: int64, (B,), global sample index in the manifest.
         valid: bool, (B,), False = a sample that only fills the batch and must not be counted in a metric.
@@ -103,7 +107,7 @@ class ImageBatch(Batch):
         target_size: int64, (B, 2), height and width in the batch.
     """
 
-    images: Tokens | Tensor
+    raw: Tokens | Tensor
     label: Tensor
     index: Tensor
     valid: Tensor
@@ -117,6 +121,14 @@ class ImageBatch(Batch):
     def __len__(self) -> int:
         """Number of images B."""
         return self.index.shape[0]
+
+    @functools.cached_property
+    def images(self) -> Tokens | Tensor:
+        """Unpacked ``Tokens`` (patch vectors in [-1, 1], or latents), or float pictures, (B, 3, H, W) in [-1, 1].
+
+        Bytes become floats when this is read for the first time, on the device where the batch is then.
+        """
+        return signed_images(self.raw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,18 +226,18 @@ def stack_images(examples: Sequence[Example], epoch: int) -> ImageBatch:
         epoch: pass number of the batch.
 
     Returns:
-        A batch of float32 images, (B, 3, H, W), range [-1, 1].
+        A batch of pictures, (B, 3, H, W), as bytes.
     """
-    pixels = torch.stack([example.pixels for example in examples]).permute(0, 3, 1, 2)
-    return _image_batch(uint8_to_signed(pixels).contiguous(), examples, epoch)
+    pixels = torch.stack([example.pixels.permute(2, 0, 1) for example in examples])
+    return _image_batch(pixels, examples, epoch)
 
 
-def _image_batch(images: Tokens | Tensor, examples: Sequence[Example], epoch: int) -> ImageBatch:
+def _image_batch(raw: Tokens | Tensor, examples: Sequence[Example], epoch: int) -> ImageBatch:
     def integers(values: list[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64)
 
     return ImageBatch(
-        images=images,
+        raw=raw,
         label=integers([example.label for example in examples]),
         index=integers([example.index for example in examples]),
         valid=torch.tensor([example.valid for example in examples], dtype=torch.bool),
@@ -239,7 +251,7 @@ def _image_batch(images: Tokens | Tensor, examples: Sequence[Example], epoch: in
 
 
 def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None = None) -> Tokens:
-    """The same tokens as ``patchify`` of the pictures in [-1, 1], written straight into the batch.
+    """The tokens of ``patchify`` as bytes; :func:`signed_images` makes the very same floats of them.
 
     Args:
         pictures: uint8, (h, w, 3) each, of any sizes.
@@ -247,7 +259,7 @@ def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None =
         length: row length L; None = the longest picture.
 
     Returns:
-        Unpacked tokens with D = 3 * p * p.
+        Unpacked tokens, values uint8, D = 3 * p * p, 0 in padding and where a patch reaches beyond its picture.
 
     Raises:
         ValueError: a picture needs more than ``length`` tokens.
@@ -261,14 +273,12 @@ def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None =
         raise ValueError(f"a picture of the batch needs {longest} tokens, its rows hold {length}")
     place = torch.arange(length).expand(len(pictures), -1)
     mask = place < counts[:, None]
-    # NumPy asks the system for huge pages. A batch in torch's own memory costs a page fault every few kilobytes, which
-    # together take up to a sixth of the time of decoding it.
-    values = torch.from_numpy(np.empty((len(pictures), length, 3 * patch * patch), np.float32))
+    values = np.empty((len(pictures), length, 3 * patch * patch), np.uint8)
     for row, picture, (rows, columns) in zip(values, pictures, grids.tolist(), strict=True):
-        _write_patches(row[: rows * columns].view(rows, columns, 3, patch, patch), picture)
+        _write_patches(row[: rows * columns], picture.numpy(), rows, columns, patch)
         row[rows * columns :] = 0
     return Tokens(
-        values=values,
+        values=torch.from_numpy(values),
         mask=mask,
         row=torch.where(mask, place // grids[:, 1:], 0),
         col=torch.where(mask, place % grids[:, 1:], 0),
@@ -278,15 +288,41 @@ def patchify_pixels(pictures: Sequence[Tensor], patch: int, length: int | None =
     )
 
 
-def _write_patches(out: Tensor, picture: Tensor) -> None:
-    """Bytes are sorted before they become floats: a quarter of the memory, and a row of a patch moves as one word."""
-    rows, columns, channels, patch, _ = out.shape
-    height, width, _ = picture.shape
+def _write_patches(
+    out: npt.NDArray[np.uint8], picture: npt.NDArray[np.uint8], rows: int, columns: int, patch: int
+) -> None:
+    height, width, channels = picture.shape
     planes = np.zeros((channels, rows * patch, columns * patch), np.uint8)
-    planes[:, :height, :width] = picture.numpy().transpose(2, 0, 1)
-    words = planes.view(np.dtype((np.void, patch))).reshape(channels, rows, patch, columns)
-    patches = np.ascontiguousarray(words.transpose(1, 3, 0, 2)).view(np.uint8)
-    uint8_to_signed(torch.from_numpy(patches).view(out.shape), out)
-    # The padding is grey, which lies between two bytes: it is added after the conversion.
-    out[-1, :, :, patch - (rows * patch - height) :] = 0
-    out[:, -1, :, :, patch - (columns * patch - width) :] = 0
+    planes[:, :height, :width] = picture.transpose(2, 0, 1)
+    word = np.dtype((np.void, patch))  # a row of a patch moves as one
+    words = planes.view(word).reshape(channels, rows, patch, columns)
+    out.view(word).reshape(rows, columns, channels, patch)[:] = words.transpose(1, 3, 0, 2)
+
+
+def signed_images(raw: Tokens | Tensor) -> Tokens | Tensor:
+    """Images as networks see them. The same bits on every device.
+
+    Args:
+        raw: uint8, 0..255: pictures of any shape, or tokens of :func:`patchify_pixels`. What is float stays as it is.
+
+    Returns:
+        float32, range [-1, 1]; tokens have 0, mid grey, in padding and where a patch reaches beyond its picture.
+    """
+    values = raw.values if isinstance(raw, Tokens) else raw
+    if values.dtype != torch.uint8:
+        return raw
+    # Whoever looks first may be in inference mode; a training step must still be able to use what was made there.
+    with torch.inference_mode(False):
+        if isinstance(raw, Tensor):
+            return uint8_to_signed(raw)
+        patches = values.reshape(*values.shape[:2], -1, raw.patch**2)
+        return raw.with_values(uint8_to_signed(patches, _inside(raw)).flatten(2))
+
+
+def _inside(tokens: Tokens) -> Tensor:
+    """1 where a patch shows its picture, 0 elsewhere: float32 that broadcasts to (B, L, 3, p * p)."""
+    inside = tokens.mask[..., None]
+    # Whole patches are common and their pixels need not be looked at; but asking a GPU would mean to wait for it.
+    if not (tokens.sizes.is_cpu and bool((tokens.sizes % tokens.patch == 0).all())):
+        inside = inside & pixel_validity(tokens)
+    return inside[:, :, None].float()

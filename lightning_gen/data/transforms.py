@@ -88,18 +88,21 @@ def signed_to_uint8(pixels: Tensor) -> Tensor:
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def uint8_to_signed(pixels: Tensor, out: Tensor | None = None) -> Tensor:
-    """0..255 -> [-1, 1] by x / 127.5 - 1; the inverse of :func:`signed_to_uint8`.
+def uint8_to_signed(pixels: Tensor, inside: Tensor | float = 1.0) -> Tensor:
+    """0..255 -> [-1, 1] by x / 127.5 - 1; the inverse of :func:`signed_to_uint8`, and the same bits on every device.
 
     Args:
         pixels: uint8, any shape.
-        out: float32 of the same shape, where the result goes; None = new memory.
+        inside: float32 that broadcasts to this shape, 1 = a pixel, 0 = what fills up around a picture: its bytes are 0,
+            and x / 127.5 - 0 makes them mid grey, which no byte is.
 
     Returns:
         float32 of the same shape.
     """
-    signed = pixels.to(torch.float32, copy=True) if out is None else out.copy_(pixels)
-    return signed.div_(127.5).sub_(1)
+    # A GPU multiplies by the reciprocal of a plain number, which moves the last bit of 111 of the 256 levels; it
+    # divides by a tensor.
+    white = torch.full((), 127.5, device=pixels.device)
+    return pixels.to(torch.float32, copy=True).div_(white).sub_(inside)
 
 
 def unit_to_uint8(pixels: Tensor) -> Tensor:

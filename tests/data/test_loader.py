@@ -441,13 +441,16 @@ def test_batch_moves_and_knows_its_length(data: Path) -> None:
 
 @pytest.mark.parametrize("length", [None, 40])
 def test_pixels_become_the_same_tokens_as_through_patchify(length: int | None) -> None:
-    from lightning_gen.data.batches import patchify_pixels
+    from lightning_gen.data.batches import patchify_pixels, signed_images
     from lightning_gen.data.transforms import from_picture
     from lightning_gen.nn.tokens import patchify
 
     pictures = [picture(n, size) for n, size in enumerate([(24, 40), (9, 50), (1, 1), (33, 31)])]
     pixels = [torch.from_numpy(np.array(one)) for one in pictures]
-    ours, other = patchify_pixels(pixels, 8, length), patchify([from_picture(one) for one in pictures], 8, length)
+    raw, other = patchify_pixels(pixels, 8, length), patchify([from_picture(one) for one in pictures], 8, length)
+    assert raw.values.dtype == torch.uint8
+    ours = signed_images(raw)
+    assert isinstance(ours, Tokens) and not ours.values.signbit()[ours.values == 0].any()
     for name in ("values", "mask", "row", "col", "image", "sizes"):
         assert torch.equal(getattr(ours, name), getattr(other, name)), name
         assert getattr(ours, name).dtype == getattr(other, name).dtype, name

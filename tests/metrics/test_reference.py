@@ -211,9 +211,9 @@ def test_a_data_module_gives_a_reference_of_its_valid_pictures(tmp_path: Path) -
     assert twice.gaussians["pool"].count == 21, "a repeated index counts once"
     masked = [dataclasses.replace(batches[0], valid=torch.arange(len(batches[0])) < 2)]
     assert ReferenceStatistics.from_batches(masked, extractor).gaussians["pool"].count == 2
-    plain = dataclasses.replace(batches[0], images=torch.full((len(batches[0]), 4, 8, 8), 0.5))
+    plain = dataclasses.replace(batches[0], raw=torch.full((len(batches[0]), 4, 8, 8), 0.5))
     with pytest.raises(ValueError, match="latents have no features"):
         ReferenceStatistics.from_batches([plain], extractor)
-    loud = dataclasses.replace(batches[0], images=torch.full((len(batches[0]), 3, 8, 8), 200.0))
+    loud = dataclasses.replace(batches[0], raw=torch.full((len(batches[0]), 3, 8, 8), 200.0))
     with pytest.raises(ValueError, match=r"expected \[-1, 1\]"):
         ReferenceStatistics.from_batches([loud], extractor)

@@ -148,7 +148,7 @@ def _encode(
         moments = ChannelMoments.none(encoder.channels)
         with ShardWriter(journal.tar(number)) as writer:
             for batch in batches:
-                for row, picture in enumerate(encoder(batch.images)):
+                for row, picture in enumerate(encoder(batch.to(encoder.device).images)):
                     if bool(batch.valid[row]):
                         moments = moments.merged(_moments(picture))
                         writer.add(batch.key[row], _sample(picture, batch, row, shards))

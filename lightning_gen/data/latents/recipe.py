@@ -118,7 +118,7 @@ class LatentRecipe:
             return torch.tensor([getattr(one.stored, name) for one in examples], dtype=torch.int64)
 
         return ImageBatch(
-            images=self._tokens(examples, request.tokens),
+            raw=self._tokens(examples, request.tokens),
             label=integers("label"),
             index=torch.tensor([one.place.index for one in examples], dtype=torch.int64),
             valid=torch.tensor([one.place.valid for one in examples], dtype=torch.bool),

@@ -41,7 +41,7 @@ def batch(*sizes: tuple[int, int], epoch: int = 0) -> ImageBatch:
     images = [torch.rand(3, *size, generator=generator) * 2 - 1 for size in sizes]
     count = len(sizes)
     return ImageBatch(
-        images=patchify(images, 4),
+        raw=patchify(images, 4),
         label=torch.full((count,), -1),
         index=torch.arange(count),
         valid=torch.ones(count, dtype=torch.bool),

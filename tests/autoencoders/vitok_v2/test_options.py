@@ -32,7 +32,7 @@ def batch(*sizes: tuple[int, int]) -> ImageBatch:
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, *size, generator=generator) * 2 - 1 for size in sizes]
     return ImageBatch(
-        images=patchify(images, 4),
+        raw=patchify(images, 4),
         label=torch.full((len(sizes),), -1),
         index=torch.arange(len(sizes)),
         valid=torch.ones(len(sizes), dtype=torch.bool),
@@ -83,7 +83,7 @@ def test_grey_filling_is_left_out_with_the_pixel_mask(layout: Literal["packed", 
     """Patches at the edge of 11 x 13 pixels are filled up; only the masked loss does not care with what."""
     given = batch((11, 13))
     filling = ~pixel_validity(given.images).bool().repeat(1, 1, 3)
-    other = dataclasses.replace(given, images=given.images.with_values(given.images.values.masked_fill(filling, 0.7)))
+    other = dataclasses.replace(given, raw=given.images.with_values(given.images.values.masked_fill(filling, 0.7)))
     for mask in (False, True):
         model = module(pixel_mask=mask, ssim_weight=0.0, layout=layout)
         model.configure_model()

@@ -34,6 +34,9 @@ class EMA(Callback):
         average <- weights                                    s <= start_step
         average <- d * average + (1 - d) * weights            s > start_step
 
+    With ``ramp``, d is min(decay, n / (n + 9)) after n earlier updates: 0 at the first one, so that the first weights
+    are soon forgotten.
+
     Validation, test and prediction run with the first decay's average; training continues with the raw weights.
     Buffers are not averaged. Averages are kept in float32 where weights are in half precision.
 
@@ -41,15 +44,18 @@ class EMA(Callback):
         decays: each in [0, 1); the first is the one that evaluation uses.
         start_step: number of first steps during which the average is a copy.
         evaluate: False = evaluate the raw weights.
+        ramp: begin with small decays.
 
     Raises:
         ValueError: no decay, one outside [0, 1) or twice, or a negative start.
 
     Source: arXiv:1412.6980 section 7.2 (temporal averaging); 0.9999 from step 5000 in the generator of
-    arXiv:2605.05331.
+    arXiv:2605.05331; the ramp in the trainers of arXiv:2406.07550 and arXiv:2605.05646.
     """
 
-    def __init__(self, decays: Sequence[float] = (0.9999,), start_step: int = 0, evaluate: bool = True) -> None:
+    def __init__(
+        self, decays: Sequence[float] = (0.9999,), start_step: int = 0, evaluate: bool = True, ramp: bool = False
+    ) -> None:
         if not decays or len(set(decays)) < len(decays) or not all(0.0 <= decay < 1.0 for decay in decays):
             raise ValueError(f"EMA needs one or more different decays in [0, 1), got {list(decays)}")
         if start_step < 0:
@@ -57,6 +63,7 @@ class EMA(Callback):
         self.decays = tuple(decays)
         self.start_step = start_step
         self.evaluate = evaluate
+        self.ramp = ramp
         self._averages: dict[str, Tensor] = {}
         self._pending: Mapping[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
@@ -188,10 +195,11 @@ class EMA(Callback):
         if self._step is None or step <= self._step:
             return
         self._step = step
-        self._update(module, copy=step <= self.start_step)
+        self._update(module, copy=step <= self.start_step, earlier=step - self.start_step - 1)
 
     @torch.no_grad()
-    def _update(self, module: LightningModule, copy: bool) -> None:
+    def _update(self, module: LightningModule, copy: bool, earlier: int = 0) -> None:
+        """``earlier``: updates before this one, since the average stopped being a copy."""
         parameters = _trainable(module)
         for decay in self.decays:
             averages = [local(self._averages[average_key(decay, name)]) for name in parameters]
@@ -199,7 +207,8 @@ class EMA(Callback):
             if copy:
                 torch._foreach_copy_(averages, weights)
             else:
-                torch._foreach_lerp_(averages, weights, 1.0 - decay)
+                now = min(decay, earlier / (earlier + 9)) if self.ramp else decay
+                torch._foreach_lerp_(averages, weights, 1.0 - now)
 
     def _begin_evaluation(self, module: LightningModule) -> None:
         if self.evaluate and (self._averages or self._pending):

@@ -89,7 +89,20 @@ class AdamW:
             RuntimeError: ``eight_bit`` where bitsandbytes is missing or a parameter is not on a CUDA device.
             ValueError: nothing to train.
         """
-        groups = decay_groups(module, self.weight_decay)
+        return self.build_groups(decay_groups(module, self.weight_decay))
+
+    def build_groups(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """Make the optimiser for groups that the caller has made.
+
+        Args:
+            groups: parameter groups for a torch optimiser; a group's own ``lr`` and ``weight_decay`` count for it.
+
+        Returns:
+            As ``build``.
+
+        Raises:
+            RuntimeError: as ``build``.
+        """
         on_cuda = all(parameter.device.type == "cuda" for group in groups for parameter in group["params"])
         if self.eight_bit:
             return self._build_eight_bit(groups, on_cuda)

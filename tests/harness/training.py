@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -82,6 +82,8 @@ class TrainingChecks:
 
     steps = 4
     loss_tolerance = 1e-5
+    options: ClassVar[dict[str, Any]] = {}
+    """Further arguments of ``fit``."""
 
     def module(self) -> LightningModule:
         raise NotImplementedError("return a tiny module")
@@ -104,10 +106,11 @@ class TrainingChecks:
         half = self.steps // 2
         keeper = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=half, save_top_k=-1)
         whole, first = Recorder(), self.module()
-        fit(first, self.data(), tmp_path, max_steps=self.steps, callbacks=(whole, keeper))
+        fit(first, self.data(), tmp_path, max_steps=self.steps, callbacks=(whole, keeper), **self.options)
         rest, second = Recorder(), self.module()
         path = tmp_path / "kept" / f"step={half}.ckpt"
-        trainer = fit(second, self.data(), tmp_path, max_steps=self.steps, callbacks=(rest,), ckpt_path=path)
+        options = {**self.options, "callbacks": (rest,), "ckpt_path": path}
+        trainer = fit(second, self.data(), tmp_path, max_steps=self.steps, **options)
         assert trainer.global_step == self.steps
         assert rest.losses == whole.losses[-len(rest.losses) :]
         assert len(rest.losses) == self.steps - half
@@ -145,7 +148,8 @@ def train_job(
     recorder, case = Recorder(), checks()
     module = case.module()
     kind: Any = FSDP2Strategy() if strategy == "fsdp2" else strategy
-    fit(module, case.data(), folder, strategy=kind, devices=devices, max_steps=case.steps, callbacks=(recorder,))
+    options = {"strategy": kind, "devices": devices, **case.options}
+    fit(module, case.data(), folder, max_steps=case.steps, callbacks=(recorder,), **options)
     return recorder.losses, whole_state(module)
 
 

@@ -14,7 +14,8 @@ from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.remote.urls import is_remote
 from lightning_gen.data.shard_lists import pattern_name
 
-from .data_packing import add_workers, progress_bars
+from .data_packing import progress_bars
+from .options import add_workers
 from .options import Examples
 
 if TYPE_CHECKING:

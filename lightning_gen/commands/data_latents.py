@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .data_packing import add_workers, progress_bars
+from .data_packing import progress_bars
+from .options import add_workers
 from .options import Examples, device_of
 
 if TYPE_CHECKING:

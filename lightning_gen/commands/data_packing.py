@@ -13,7 +13,9 @@ from lightning_gen.data.convert.pipeline import Conversion, convert
 from lightning_gen.data.convert.records import CHOICES, COUNTERS, Source
 from lightning_gen.data.workers import Watch
 
-__all__ = ["add_packing", "add_workers", "packing_of", "progress_bars", "run_conversion"]
+from .options import add_workers
+
+__all__ = ["add_packing", "packing_of", "progress_bars", "run_conversion"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _MEANINGS = {**COUNTERS, **CHOICES}
@@ -46,17 +48,6 @@ def add_packing(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--strict", action="store_true", help="a row that gives no sample is an error, not a count")
     work.add_argument("--overwrite", action="store_true", help="replace a data set in OUT")
     work.add_argument("--fresh", action="store_true", help="throw away what an interrupted call has done in OUT")
-
-
-def add_workers(parser: argparse._ActionsContainer, option: str = "--workers", what: str = "processes") -> None:
-    """Add the option for the number of processes.
-
-    Args:
-        parser: of the verb, or a group of it.
-        option: its name.
-        what: what there will be so many of.
-    """
-    parser.add_argument(option, type=_count, default=0, metavar="N", help=f"{what}; 0 = this one alone (0)")
 
 
 def packing_of(options: argparse.Namespace, name: str, limit: int | None = None) -> Packing:
@@ -134,12 +125,6 @@ def progress_bars() -> Iterator[Watch]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield watch
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,4}", text.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 0 (this one alone) or more")
-    return int(text)
 
 
 def _size(text: str) -> int:

@@ -12,6 +12,7 @@ from . import (
     evaluate_features,
     evaluate_files,
     evaluate_geneval,
+    evaluate_manifold,
     evaluate_preference,
     evaluate_questions,
     evaluate_rfid,
@@ -28,6 +29,7 @@ _MODULES = (
     evaluate_questions,
     evaluate_egip,
     evaluate_preference,
+    evaluate_manifold,
     evaluate_files,
     evaluate_weights,
 )
@@ -40,6 +42,7 @@ Measure pictures that any code produced: a folder, an npz of ADM's layout, or ta
   lightning evaluate geneval --samples out/ --detector m2f weights/mask2former --colors weights/clip
   lightning evaluate egip --cases data/gen-arena --samples out/ --judge weights/Qwen3-VL-8B
   lightning evaluate preference --samples out/ --prompts prompts.jsonl --scorer pickscore weights/pickscore
+  lightning evaluate manifold --tokenizers sd=DiffusersVAE:weights/vae --data data/val --out runs/manifold
   lightning evaluate npz --samples out/ --out samples.npz
   lightning evaluate verify-weights weights/pt_inception-2015-12-05-6726825d.pth
   lightning evaluate --config evaluate_tiny

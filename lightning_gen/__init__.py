@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Final
 from ._lazy import attach
 
 if TYPE_CHECKING:
+    from .autoencoders.muse.module import Muse as Muse
+    from .autoencoders.pae.module import PAE as PAE
+    from .autoencoders.pae.refine import PAERefine as PAERefine
     from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
     from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
     from .backbones.text import FrozenTextEncoder as FrozenTextEncoder
@@ -30,15 +33,19 @@ if TYPE_CHECKING:
     from .generators.dit.text_module import TextLatentDiffusion as TextLatentDiffusion
     from .generators.spaces import AutoencoderSpace as AutoencoderSpace
     from .generators.spaces import PixelSpace as PixelSpace
+    from .metrics.extraction.feature_extractor import ModuleExtractor as ModuleExtractor
     from .metrics.extractors import CLIPImageExtractor as CLIPImageExtractor
     from .metrics.extractors import DINOv2Extractor as DINOv2Extractor
     from .metrics.extractors import DINOv3Extractor as DINOv3Extractor
     from .metrics.extractors import FIDInceptionV3 as FIDInceptionV3
     from .shapes.detector import ShapesDetector as ShapesDetector
+    from .shapes.encoder import ShapesEncoder as ShapesEncoder
     from .shapes.encoder import ShapesEncoderTraining as ShapesEncoderTraining
+    from .shapes.encoder import ShapesFeatures as ShapesFeatures
     from .shapes.module import ShapesDataModule as ShapesDataModule
     from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
+    from .training.callbacks.gradient_routing import GradientRouting as GradientRouting
     from .training.callbacks.sample_grid import SampleGrid as SampleGrid
     from .training.callbacks.throughput import Throughput as Throughput
     from .training.ema import EMA as EMA
@@ -59,6 +66,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "FSDP2Strategy": "lightning_gen.training.strategies",
     "FolderDataModule": "lightning_gen.data.folder",
     "FrozenTextEncoder": "lightning_gen.backbones.text",
+    "GradientRouting": "lightning_gen.training.callbacks.gradient_routing",
     "HPDv3DataModule": "lightning_gen.data.preferences",
     "ImageDataModule": "lightning_gen.data.images",
     "ImageFolderDataModule": "lightning_gen.data.image_folder",
@@ -66,17 +74,23 @@ COMPONENTS: Final[dict[str, str]] = {
     "LatentDataModule": "lightning_gen.data.latents.module",
     "LatentDiffusion": "lightning_gen.generators.dit.module",
     "MixtureDataModule": "lightning_gen.data.images",
+    "ModuleExtractor": "lightning_gen.metrics.extraction.feature_extractor",
+    "Muse": "lightning_gen.autoencoders.muse.module",
+    "PAE": "lightning_gen.autoencoders.pae.module",
+    "PAERefine": "lightning_gen.autoencoders.pae.refine",
     "PickAPicDataModule": "lightning_gen.data.preferences",
     "PixelSpace": "lightning_gen.generators.spaces",
     "PreferenceDataModule": "lightning_gen.data.preferences",
     "PromptDataModule": "lightning_gen.data.prompts",
     "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
     "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
+    "ShapesDataModule": "lightning_gen.shapes.module",
     "ShapesDetector": "lightning_gen.shapes.detector",
+    "ShapesEncoder": "lightning_gen.shapes.encoder",
     "ShapesEncoderTraining": "lightning_gen.shapes.encoder",
+    "ShapesFeatures": "lightning_gen.shapes.encoder",
     "ShapesTokenizer": "lightning_gen.shapes.tokenizer",
     "ShardDataModule": "lightning_gen.data.modules",
-    "ShapesDataModule": "lightning_gen.shapes.module",
     "TextImageDataModule": "lightning_gen.data.images",
     "TextLatentDiffusion": "lightning_gen.generators.dit.text_module",
     "Throughput": "lightning_gen.training.callbacks.throughput",

@@ -15,8 +15,7 @@ from lightning_gen.data.remote.urls import is_remote
 from lightning_gen.data.shard_lists import pattern_name
 
 from .data_packing import progress_bars
-from .options import add_workers
-from .options import Examples
+from .options import Examples, add_workers
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

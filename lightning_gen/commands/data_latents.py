@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .data_packing import progress_bars
-from .options import add_workers
-from .options import Examples, device_of
+from .options import Examples, add_workers, device_of
 
 if TYPE_CHECKING:
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -1,7 +1,8 @@
 """`lightning recipes list|show|copy`: the configurations that ship with the package.
 
 A recipe is named by its file without the ending: ``vitok_v2_tiny``. Wherever a configuration file is expected, a
-recipe's name is accepted, and so is ``configs/vitok_v2_tiny.yaml`` from a folder that has no such file.
+recipe's name is accepted, and so is ``configs/vitok_v2_tiny.yaml`` from a folder that has no such file. Overrides, which
+are laid over a recipe by a second ``--config``, are named with their folder: ``overrides/pae_kl``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["main", "recipes", "resolve"]
+__all__ = ["main", "overrides", "recipes", "resolve"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LOOKS_LIKE_A_FILE = re.compile(r"[\w./\\~ -]+")
@@ -28,6 +29,15 @@ def recipes() -> dict[str, Path]:
     return {file.stem: file for file in sorted(_folder().glob("*.yaml"))}
 
 
+def overrides() -> dict[str, Path]:
+    """All shipped overrides: the few keys in which a variant differs from a recipe.
+
+    Returns:
+        ``overrides/<name>`` -> file, sorted by name.
+    """
+    return {f"overrides/{file.stem}": file for file in sorted(_folder().glob("overrides/*.yaml"))}
+
+
 def _folder() -> Path:
     """Inside the package in a wheel, beside it in a source tree."""
     shipped = _PACKAGE / "_configs"
@@ -38,7 +48,8 @@ def resolve(value: str) -> str:
     """Turn what was given for a configuration file into the path of one.
 
     Args:
-        value: path, recipe name, ``configs/<recipe>.yaml``, an address with a protocol, or configuration text.
+        value: path, recipe name, ``overrides/<name>``, either of them as ``configs/<name>.yaml``, an address with a
+            protocol, or configuration text.
 
     Returns:
         The path; addresses and configuration text unchanged.
@@ -49,10 +60,11 @@ def resolve(value: str) -> str:
     if Path(value).is_file() or "://" in value or not _LOOKS_LIKE_A_FILE.fullmatch(value):
         return value
     path = Path(value)
-    shipped = recipes()
-    if path.parent in (Path(), Path("configs")) and path.suffix in ("", ".yaml", ".yml") and path.stem in shipped:
-        return str(shipped[path.stem])
-    close = difflib.get_close_matches(path.stem, shipped, n=3)
+    shipped = recipes() | overrides()
+    name = path.as_posix().removesuffix(path.suffix).removeprefix("configs/")
+    if path.suffix in ("", ".yaml", ".yml") and name in shipped:
+        return str(shipped[name])
+    close = difflib.get_close_matches(name, shipped, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise FileNotFoundError(
         f"{value!r} is neither a file nor a shipped recipe; {hint}`lightning recipes list` shows the recipes"
@@ -91,8 +103,9 @@ def main(argv: list[str]) -> int:
 
 
 def _list() -> int:
-    width = max((len(name) for name in recipes()), default=0)
-    for name, file in recipes().items():
+    shipped = recipes() | overrides()
+    width = max((len(name) for name in shipped), default=0)
+    for name, file in shipped.items():
         print(f"{name:<{width}}  {_first_comment(file)}")
     return 0
 

@@ -104,6 +104,20 @@ def test_unknown_recipe_names_a_close_one(refused, shipped):
     assert "did you mean toy_tiny?" in message
 
 
+@pytest.mark.parametrize("given", ["overrides/wide", "configs/overrides/wide.yaml"])
+def test_override_over_a_recipe(parsed, shipped, given):
+    (shipped / "overrides").mkdir()
+    (shipped / "overrides/wide.yaml").write_text("vars:\n  dim: 7\n")
+    assert dims(parsed("--config", "toy_tiny", "--config", given)) == (7, 7)
+
+
+def test_an_override_is_asked_for_with_its_folder(refused, shipped):
+    (shipped / "overrides").mkdir()
+    (shipped / "overrides/wide.yaml").write_text("vars:\n  dim: 7\n")
+    assert "did you mean overrides/wide?" in refused("fit", "--config", "override/wide")
+    assert "neither a file nor a shipped recipe" in refused("fit", "--config", ".")
+
+
 def test_recipes_verb(shipped, workshop, capsys, refused):
     (shipped / "toy_tiny.yaml").write_text("# A toy, for tests.\n" + (shipped / "toy_tiny.yaml").read_text())
     assert main(["recipes", "list"]) == 0

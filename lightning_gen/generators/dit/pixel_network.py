@@ -1,16 +1,17 @@
-"""The text-conditional transformer between convolutions, for generators that work on pixels.
+"""The text-conditional transformer inside a small U-Net of convolutions, for generators that work on pixels.
 
-Patches of raw pixels meet at hard edges: what one token says about its border its neighbour does not know. A few
-convolutions before and after the transformer, with a connection past it, mend that.
+Patches of raw pixels meet at hard edges, and a shape must be learned anew for every place in them. Convolutions before
+and after the transformer, with connections past it, draw the same shape everywhere; the transformer says what goes
+where.
 
-Shape letters: B images, L tokens, p patch edge, W width, C channels of the convolutions, f fold, H and V height and
-width.
+Shape letters: B images, L tokens, p patch edge, W width, C channels of a level, f fold, H and V height and width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["PixelTextDiT", "Stem"]
+__all__ = ["ConditionedConvolution", "PixelTextDiT", "Stem"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,32 +30,86 @@ class Stem:
     """Size of the convolutions around a transformer.
 
     Attributes:
-        channels: C.
-        depth: residual convolutions on each side, >= 1.
+        channels: C of every level, from fine to coarse; each level has half the height and width of the one before.
+        depths: residual convolutions of every level on each side of the transformer, >= 1.
         fold: f x f pixels become channels before the first convolution: the same work at a quarter of the places and
             twice the channels is half as slow on CPUs.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: no level, not one depth per level, or a number below 1.
     """
 
-    channels: int = 32
-    depth: int = 2
+    channels: tuple[int, ...] = (32, 64)
+    depths: tuple[int, ...] = (2, 3)
     fold: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.channels, self.depth, self.fold) < 1:
-            raise ValueError(f"channels, depth and fold of the stem are at least 1, got {self}")
+        if not self.channels or len(self.channels) != len(self.depths):
+            raise ValueError(f"a stem has levels, and as many depths as channels, got {self}")
+        if min(*self.channels, *self.depths, self.fold) < 1:
+            raise ValueError(f"channels, depths and fold of the stem are at least 1, got {self}")
+
+    def steps(self, patch: int) -> list[int]:
+        """How much coarser every level's successor is; the last one's is the grid of tokens.
+
+        Args:
+            patch: p.
+
+        Returns:
+            2 for every level but the last, and what is left of the patch.
+
+        Raises:
+            ValueError: the patch is not made of whole places of the last level.
+        """
+        place = self.fold * 2 ** (len(self.channels) - 1)
+        if patch % place:
+            raise ValueError(f"patches of {patch} pixels are not made of whole places of {place} pixels, as {self} asks")
+        return [2] * (len(self.channels) - 1) + [patch // place]
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"channels": list(self.channels), "depths": list(self.depths), "fold": self.fold}
+
+
+class ConditionedConvolution(nn.Module):
+    """A residual convolution that is scaled and shifted by a condition.
+
+    y = h + silu((1 + a) conv(h) + b);  a, b = W c
+
+    Args:
+        channels: C.
+        width: of the condition.
+
+    Source: arXiv:1709.07871 (scale and shift).
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(width, 2 * channels)
+
+    def forward(self, features: Tensor, condition: Tensor) -> Tensor:
+        """One residual step.
+
+        Args:
+            features: h, (B, C, H, V).
+            condition: c, (B, width).
+
+        Returns:
+            y, (B, C, H, V).
+        """
+        scale, shift = self.film(condition)[..., None, None].chunk(2, 1)
+        return features + F.silu((1 + scale) * self.conv(features) + shift)
 
 
 class PixelTextDiT(nn.Module):
     """A ``TextDiT`` on features of pixels instead of the pixels themselves.
 
-    h = convs(fold(x_t));  z = TextDiT(patches of h);  output = unfold(convs([h, places of z]))
+    h_1 = convs(conv(fold(x_t)));  h_(i+1) = convs(down(h_i));  z = TextDiT(down(h_n))
+    y_n = convs(join[h_n, up(z)]);  y_i = convs(join[h_i, up(y_(i+1))]);  output = unfold(conv(silu(y_1)))
 
-    The first convolution on either side is scaled and shifted by the time.
-
-    All pictures of a batch have one size.
+    Every residual convolution is scaled and shifted by time + mean of the prompt. All pictures of a batch have one
+    size.
 
     Args:
         variant: size of the transformer, see ``variants.dit_shape``.
@@ -67,7 +122,7 @@ class PixelTextDiT(nn.Module):
         rope_theta: base of the rotary frequencies.
 
     Raises:
-        ValueError: the patch is not made of whole folds.
+        ValueError: the patch is not made of whole places of the coarsest level.
     """
 
     def __init__(
@@ -83,18 +138,23 @@ class PixelTextDiT(nn.Module):
         rope_theta: float = 10000.0,
     ) -> None:
         super().__init__()
-        if patch % stem.fold:
-            raise ValueError(f"patches of {patch} pixels are not made of folds of {stem.fold}")
-        width, c, pixels, places = dit_shape(variant).width, stem.channels, 3 * stem.fold**2, patch // stem.fold
+        width, pixels = dit_shape(variant).width, 3 * stem.fold**2
         self.patch, self.fold = patch, stem.fold
         self.body = TextDiT(
             variant, width, text_width, pooled_width, text_encoder, layer_scale=layer_scale, rope_theta=rope_theta
         )
-        self.stem_in, self.stem = nn.Conv2d(pixels, c, 3, padding=1), _convolutions(c, stem.depth)
-        self.down, self.up = nn.Conv2d(c, width, places, places), nn.ConvTranspose2d(width, c, places, places)
-        self.join, self.tail = nn.Conv2d(2 * c, c, 3, padding=1), _convolutions(c, stem.depth)
-        self.tail_out = nn.Conv2d(c, pixels, 3, padding=1)
-        self.film = nn.Linear(width, 4 * c)
+        self.condition = nn.Linear(width, width)
+        channels, steps = [*stem.channels, width], stem.steps(patch)
+        levels = list(zip(channels, channels[1:], steps, strict=False))
+        self.stem_in = nn.Conv2d(pixels, channels[0], 3, padding=1)
+        self.stem, self.tail = (
+            nn.ModuleList(_level(c, depth, width) for c, depth in zip(stem.channels, stem.depths, strict=True))
+            for _ in range(2)
+        )
+        self.down = nn.ModuleList(nn.Conv2d(fine, coarse, step, step) for fine, coarse, step in levels)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, step, step) for fine, coarse, step in levels)
+        self.join = nn.ModuleList(nn.Conv2d(2 * c, c, 1) for c in stem.channels)
+        self.tail_out = nn.Conv2d(channels[0], pixels, 3, padding=1)
 
     def blocks(self) -> Iterable[nn.Module]:
         """The units that checkpointing, compilation and sharding wrap.
@@ -128,26 +188,28 @@ class PixelTextDiT(nn.Module):
             (B, L, 3 p p).
 
         Raises:
-            ValueError: pictures of different sizes, or sizes that are not whole patches.
+            ValueError: pictures of different sizes, or sizes that are not whole patches; see also ``TextDiT``.
         """
         rows, columns = (int(part) for part in tokens.grid[0])
         if not bool(tokens.mask.all()) or rows * columns != tokens.mask.shape[1]:
             raise ValueError("the convolutions take pictures of one size, made of whole patches, one per row")
-        pixels = self._pixels(tokens.values, rows, columns).to(self.stem_in.weight.dtype)
-        film = self.film(F.silu(self.body.time_embedding(time)))[..., None, None].chunk(4, 1)
-        h = self.stem_in(F.pixel_unshuffle(pixels, self.fold))
-        h = _refined(F.silu((1 + film[0]) * h + film[1]), self.stem)
-        z = self.down(h).flatten(2).transpose(1, 2)
-        z = self.body(tokens.with_values(z), time, text)
-        y = self.up(z.transpose(1, 2).unflatten(2, (rows, columns)))
-        y = self.join(torch.cat([h, y.to(h.dtype)], 1))
-        y = _refined(F.silu((1 + film[2]) * y + film[3]), self.tail)
-        return self._patches(F.pixel_shuffle(self.tail_out(y), self.fold), rows, columns)
+        condition = F.silu(self.condition(F.silu(self.body.condition(time, text))))
+        h = self.stem_in(F.pixel_unshuffle(self._pixels(tokens.values, rows, columns), self.fold))
+        passed = []
+        for convolutions, down in zip(self.stem, self.down, strict=True):
+            passed.append(_refined(h, convolutions, condition))
+            h = down(passed[-1])
+        z = self.body(tokens.with_values(h.flatten(2).transpose(1, 2)), time, text)
+        y = z.transpose(1, 2).unflatten(2, (rows, columns))
+        for level in reversed(range(len(passed))):
+            y = self.join[level](torch.cat([passed[level], self.up[level](y).to(h.dtype)], 1))
+            y = _refined(y, self.tail[level], condition)
+        return self._patches(F.pixel_shuffle(self.tail_out(F.silu(y)), self.fold), rows, columns)
 
     def _pixels(self, values: Tensor, rows: int, columns: int) -> Tensor:
         """(B, L, 3 p p) to (B, 3, H, V); patch vectors are channel, row, column."""
         p = self.patch
-        grid = values.view(len(values), rows, columns, 3, p, p).permute(0, 3, 1, 4, 2, 5)
+        grid = values.to(self.stem_in.weight.dtype).view(len(values), rows, columns, 3, p, p).permute(0, 3, 1, 4, 2, 5)
         return grid.reshape(len(values), 3, rows * p, columns * p)
 
     def _patches(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
@@ -156,11 +218,11 @@ class PixelTextDiT(nn.Module):
         return grid.reshape(len(pixels), rows * columns, 3 * p * p)
 
 
-def _convolutions(channels: int, depth: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(depth))
+def _level(channels: int, depth: int, width: int) -> nn.ModuleList:
+    return nn.ModuleList(ConditionedConvolution(channels, width) for _ in range(depth))
 
 
-def _refined(features: Tensor, convolutions: nn.ModuleList) -> Tensor:
+def _refined(features: Tensor, convolutions: Iterable[nn.Module], condition: Tensor) -> Tensor:
     for convolution in convolutions:
-        features = features + F.silu(convolution(features))
+        features = convolution(features, condition)
     return features

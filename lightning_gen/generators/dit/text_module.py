@@ -152,7 +152,7 @@ class TextLatentDiffusion(FlowMatching):
                 "variant": variant,
                 "channels": space.channels,
                 "patch": space.patch,
-                "stem": None if stem is None else dataclasses.asdict(stem),
+                "stem": None if stem is None else stem.settings(),
                 "text": [width, text.depth, text.heads] if encoder is None else [width],
                 "rope_theta": rope_theta,
                 "prediction": prediction,
@@ -239,7 +239,7 @@ class TextLatentDiffusion(FlowMatching):
                 tokenizer,
                 encoder,
                 variant=config["variant"],
-                stem=None if config["stem"] is None else Stem(**config["stem"]),
+                stem=None if config["stem"] is None else _stem(**config["stem"]),
                 text=TextSize(*config["text"]) if encoder is None else TextSize(),
                 canvas=tuple(usage["canvas"]),
                 rope_theta=config["rope_theta"],
@@ -398,3 +398,8 @@ class TextLatentDiffusion(FlowMatching):
         condition, nothing = self.encode_prompts(prompts), self.encode_prompts([""] * len(prompts))
         sizes = [self.canvas] * len(prompts)
         return torch.stack(self.generate(condition, nothing, sizes, index, sampling, seed))
+
+
+def _stem(channels: Sequence[int], depths: Sequence[int], fold: int) -> Stem:
+    """From JSON, whose lists are not tuples."""
+    return Stem(tuple(channels), tuple(depths), fold)

@@ -194,6 +194,24 @@ class TextDiT(nn.Module):
         encoded: Conditioning = self.text_encoder(words, mask)
         return encoded
 
+    def condition(self, time: Tensor, text: Conditioning) -> Tensor:
+        """One vector per image that says when and, in one, what.
+
+        Args:
+            time: t in [0, 1], float, (B,).
+            text: encoded prompts, B of them.
+
+        Returns:
+            time embedding + projection of the pooled prompt, (B, W).
+
+        Raises:
+            ValueError: prompts without a pooled vector.
+        """
+        if text.pooled is None:
+            raise ValueError("these prompts have no pooled vector, which the modulation needs")
+        vector: Tensor = self.time_embedding(time) + self.pooled_proj(text.pooled.to(self.pooled_proj.weight.dtype))
+        return vector
+
     def forward(self, tokens: Tokens, time: Tensor, text: Conditioning) -> Tensor:
         """Predict at noised latents.
 
@@ -214,12 +232,10 @@ class TextDiT(nn.Module):
                 f"{tokens.num_images} images in {count} rows, {tuple(time.shape)} times and {len(text.mask)} prompts: "
                 "text-conditional generation takes one image, one time and one prompt per row"
             )
-        if text.pooled is None:
-            raise ValueError("these prompts have no pooled vector, which the modulation needs")
         dtype = self.in_proj.weight.dtype
         x = self.in_proj(tokens.values.to(dtype))
         rotary = rotary_2d(tokens.row, tokens.col, self.shape.width // self.shape.heads, self.rope_theta, x.dtype)
-        condition = self.time_embedding(time) + self.pooled_proj(text.pooled.to(dtype))
+        condition = self.condition(time, text)
         shared = self.modulation(F.silu(condition))
         attend = PaddedAttention(torch.cat([tokens.mask, text.mask], 1))
         for block in self.dit_blocks:

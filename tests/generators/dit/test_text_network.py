@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.generators.dit.pixel_network import PixelTextDiT, Stem
+from lightning_gen.generators.dit.pixel_network import ConditionedConvolution, PixelTextDiT, Stem
 from lightning_gen.generators.dit.text_network import TextDiT, WordEncoder
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.nn.tokens import Tokens, pack, patchify, unpatchify
@@ -53,12 +54,20 @@ class TestTextDiT(NetworkChecks):
         return velocity(network, batch)[batch.mask].float().square().mean()
 
 
+STEM = Stem((4, 6), (1, 2), 2)
+
+
+def picture_states(*sizes: tuple[int, int]) -> Tokens:
+    generator = torch.Generator().manual_seed(1)
+    return patchify([torch.randn(3, *size, generator=generator) for size in sizes], 4)
+
+
 class TestPixelTextDiT(NetworkChecks):
     def network(self) -> nn.Module:
-        return PixelTextDiT("w24_d2_h2", 2, Stem(4, 1, 2), 16, 16, WordEncoder(9, 16, 2, 2, 0.5), layer_scale=0.5)
+        return PixelTextDiT("w24_d2_h2", 4, STEM, 16, 16, WordEncoder(9, 16, 2, 2, 0.5), layer_scale=0.5)
 
     def batch(self) -> Any:
-        return states((6, 8), (6, 8), (6, 8))
+        return picture_states((8, 12), (8, 12), (8, 12))
 
     def loss(self, network: nn.Module, batch: Any) -> Tensor:
         assert isinstance(network, PixelTextDiT)
@@ -69,17 +78,68 @@ class TestPixelTextDiT(NetworkChecks):
 def test_convolutions_see_over_the_edge_of_a_patch_and_need_one_size() -> None:
     network = TestPixelTextDiT().stirred().eval()
     assert isinstance(network, PixelTextDiT)
-    tokens = states((6, 8), (6, 8), (6, 8))
+    tokens = picture_states((8, 12), (8, 12), (8, 12))
     text = network.encode_words(WORDS, WORDS > 0)
     changed = tokens.values.clone()
     changed[0, 0] += 1.0
     before, after = network(tokens, TIMES, text), network(tokens.with_values(changed), TIMES, text)
     assert not torch.allclose(before[0, 1], after[0, 1], atol=1e-4) and torch.equal(before[1:], after[1:])
-    image = network._pixels(tokens.values, 3, 4)
+    image = network._pixels(tokens.values, 2, 3)
     assert torch.equal(image, torch.stack(unpatchify(tokens)))
-    assert torch.equal(network._patches(image, 3, 4), tokens.values)
+    assert torch.equal(network._patches(image, 2, 3), tokens.values)
     with pytest.raises(ValueError, match="pictures of one size"):
-        network(states(*SIZES), TIMES, text)
+        network(picture_states((8, 12), (8, 8), (12, 8)), TIMES, text)
+
+
+@pytest.mark.parametrize("part", ["time", "prompt"])
+def test_every_convolution_is_told_the_time_and_the_prompt(part: str) -> None:
+    network = TestPixelTextDiT().stirred().eval()
+    assert isinstance(network, PixelTextDiT)
+    text = network.encode_words(WORDS, WORDS > 0)
+    seen: list[dict[str, Tensor]] = [{}, {}]
+    for now in seen:
+        hooks = [
+            module.register_forward_hook(lambda _, given, made, name=name, now=now: now.update({name: given[1]}))
+            for name, module in network.named_modules()
+            if isinstance(module, ConditionedConvolution)
+        ]
+        assert len(hooks) == 2 * sum(STEM.depths)
+        other = now is seen[1]
+        network(
+            picture_states((8, 12), (8, 12), (8, 12)),
+            TIMES.flip(0) if other and part == "time" else TIMES,
+            Conditioning(text.sequence, text.mask, text.pooled.flip(0)) if other and part == "prompt" else text,
+        )
+        for hook in hooks:
+            hook.remove()
+    assert all(not torch.allclose(seen[0][name][0], seen[1][name][0], atol=1e-4) for name in seen[0])
+
+
+def test_a_conditioned_convolution_is_its_formula() -> None:
+    layer = ConditionedConvolution(3, 5).double()
+    h, c = torch.randn(2, 3, 4, 6, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    a, b = (c @ layer.film.weight.T + layer.film.bias).chunk(2, 1)
+    inside = (1 + a[:, :, None, None]) * layer.conv(h) + b[:, :, None, None]
+    torch.testing.assert_close(layer(h, c), h + inside * inside.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("stem", "patch", "message"),
+    [
+        (lambda: Stem((), ()), 8, "has levels"),
+        (lambda: Stem((8, 8), (1,)), 8, "as many depths as channels"),
+        (lambda: Stem((8, 0), (1, 1)), 8, "at least 1"),
+        (lambda: Stem((8, 8), (1, 1)), 6, "patches of 6 pixels are not made of whole places of 4 pixels"),
+    ],
+)
+def test_a_stem_that_does_not_fit_is_refused(stem: Callable[[], Stem], patch: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        stem().steps(patch)
+
+
+def test_levels_halve_and_the_last_one_reaches_the_tokens() -> None:
+    assert Stem((8, 8, 8), (1, 1, 1), 2).steps(16) == [2, 2, 2]
+    assert Stem((8,), (1,), 2).steps(8) == [4]
 
 
 def test_neighbours_and_padding_change_nothing() -> None:

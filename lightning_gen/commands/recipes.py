@@ -1,8 +1,8 @@
 """`lightning recipes list|show|copy`: the configurations that ship with the package.
 
 A recipe is named by its file without the ending: ``vitok_v2_tiny``. Wherever a configuration file is expected, a
-recipe's name is accepted, and so is ``configs/vitok_v2_tiny.yaml`` from a folder that has no such file. Overrides, which
-are laid over a recipe by a second ``--config``, are named with their folder: ``overrides/pae_kl``.
+recipe's name is accepted, and so is ``configs/vitok_v2_tiny.yaml`` from a folder that has no such file. Overrides,
+which are laid over a recipe by a second ``--config``, are named with their folder: ``overrides/pae_kl``.
 """
 
 from __future__ import annotations

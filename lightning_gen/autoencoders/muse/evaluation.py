@@ -23,6 +23,7 @@ from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.metrics.probes.linear import LinearProbe
+from lightning_gen.metrics.probes.segmentation_test import SegmentationTest
 from lightning_gen.nn.tokens import Tokens, unpatchify
 
 __all__ = ["Measured", "MuseEvaluation"]
@@ -38,6 +39,7 @@ class Measured:
         linear_probe: trains a linear map on the features.
         probe_data: its validation pictures train the probe.
         class_names: for zero-shot classification.
+        segmentation: trains and measures a segmentation probe.
     """
 
     extractors: Sequence[FeatureExtractor] = ()
@@ -45,6 +47,7 @@ class Measured:
     linear_probe: LinearProbe | None = None
     probe_data: pl.LightningDataModule | None = None
     class_names: Sequence[str] = ()
+    segmentation: SegmentationTest | None = None
 
 
 class MuseEvaluation(MuseCodec):
@@ -63,7 +66,11 @@ class MuseEvaluation(MuseCodec):
         self.val_metrics = ReconstructionMetrics("val/", measured.extractors, measured.lpips)
         self.test_metrics = ReconstructionMetrics("test/", measured.extractors, measured.lpips)
         self.understanding = Understanding(
-            settings.shape.width, measured.linear_probe, measured.probe_data, measured.class_names
+            settings.shape.width,
+            measured.linear_probe,
+            measured.probe_data,
+            measured.class_names,
+            measured.segmentation,
         )
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -85,7 +92,7 @@ class MuseEvaluation(MuseCodec):
 
     def on_test_start(self) -> None:
         """Embed the classes of zero-shot classification."""
-        if not self.understanding.is_wanted:
+        if not self.understanding.reads_test_pictures:
             return
         tower = self.text
         if self.understanding.class_names and tower is None:
@@ -100,15 +107,14 @@ class MuseEvaluation(MuseCodec):
             batch_idx: not used.
         """
         self._evaluate(batch, self.test_metrics)
-        if self.understanding.is_wanted:
+        if self.understanding.reads_test_pictures:
             semantic, embedding, _ = self._understand(self._pictures(batch))
             self.understanding.update(semantic.mean(1), embedding, batch)
 
     def on_test_epoch_end(self) -> None:
         """Distances and probes over the whole set."""
         self.test_metrics.log_distances(self)
-        if self.understanding.is_wanted:
-            self.understanding.log(self, lambda batch: self.probe_features(self._pictures(batch)))
+        self.understanding.log(self, lambda batch: self.probe_features(self._pictures(batch)), self.dense_features)
 
     def _evaluate(self, batch: ImageBatch, metrics: ReconstructionMetrics) -> None:
         originals = unpatchify(batch.images) if isinstance(batch.images, Tokens) else list(batch.images)

@@ -46,6 +46,7 @@ from lightning_gen.data.batches import ImageBatch
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.metrics.probes.linear import LinearProbe
+from lightning_gen.metrics.probes.segmentation_test import SegmentationTest
 from lightning_gen.nn.adversarial import LeCam, generator_loss, hinge_discriminator_loss
 from lightning_gen.nn.ranks import mean_over_ranks
 from lightning_gen.training.classes import class_named
@@ -104,6 +105,8 @@ class Muse(MuseEvaluation):
         linear_probe: measured in ``test``: trains a linear map on F_sem; None = not measured.
         probe_data: a data module whose *validation* pictures train the probe (name the training set in its ``val``).
         class_names: names of the classes for zero-shot classification in ``test``; empty = not measured.
+        segmentation: measured in ``test``: trains a segmentation probe on the last block's stream, for instance on
+            ``ADE20KShards``; None = not measured.
         seed: seed of the initial weights.
 
     Raises:
@@ -143,11 +146,12 @@ class Muse(MuseEvaluation):
         linear_probe: LinearProbe | None = None,
         probe_data: pl.LightningDataModule | None = None,
         class_names: Sequence[str] = (),
+        segmentation: SegmentationTest | None = None,
         seed: int = 0,
     ) -> None:
         stages, shape = revive_stages(stages), revive_shape(shape)
         building = Building(encoder_source, decoder_source, init_from, activation_checkpointing, compile_blocks, seed)
-        measured = Measured(extractors, lpips, linear_probe, probe_data, class_names)
+        measured = Measured(extractors, lpips, linear_probe, probe_data, class_names, segmentation)
         super().__init__(Settings(shape, routing, topo_layers, itc_layers, stages[-1].kind), building, measured, text)
         self.automatic_optimization = False
         self.topo_heads, self.psi = topo_heads, psi
@@ -407,7 +411,13 @@ class Muse(MuseEvaluation):
         number, step = locate_stage(self.stages, self.trainer.global_step)
         if number > 0 and step == 0:
             self._begin_stage(number)
+        self._reach(self.stages[number].kind)
         return self.stages[number], step
+
+    def _reach(self, kind: int) -> None:
+        """Exported weights name the stage that trained them last, not the last one of the plan."""
+        if self.settings.stage != kind:
+            self.settings = dataclasses.replace(self.settings, stage=kind)
 
     def _begin_stage(self, number: int) -> None:
         rank_zero_info(f"step {self.trainer.global_step}: stage {self.stages[number].kind} begins")
@@ -432,7 +442,7 @@ class Muse(MuseEvaluation):
         checkpoint["muse_stage"] = finished.kind
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint of another model before a single tensor is copied.
+        """Refuse the checkpoint of another model before a single tensor is copied, and take its stage over.
 
         Args:
             checkpoint: what is about to be loaded.
@@ -447,6 +457,8 @@ class Muse(MuseEvaluation):
                 f"({self.settings.shape}): set model.shape to the checkpoint's, or start from its weights "
                 "with init_from"
             )
+        if isinstance(checkpoint.get("muse_stage"), int):
+            self._reach(checkpoint["muse_stage"])
         self._filled = True
 
     # ------------------------------------------------------------------ routing

@@ -63,7 +63,7 @@ class Stem:
         """
         place = self.fold * 2 ** (len(self.channels) - 1)
         if patch % place:
-            raise ValueError(f"patches of {patch} pixels are not made of whole places of {place} pixels, as {self} asks")
+            raise ValueError(f"patches of {patch} pixels are not made of whole places of {place} pixels: {self}")
         return [2] * (len(self.channels) - 1) + [patch // place]
 
     def settings(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_gen.metrics.probes.segmentation import SegmentationBatch as SegmentationBatch
     from lightning_gen.metrics.probes.segmentation import SegmentationHead as SegmentationHead
     from lightning_gen.metrics.probes.segmentation import SegmentationProbe as SegmentationProbe
+    from lightning_gen.metrics.probes.segmentation_test import SegmentationTest as SegmentationTest
     from lightning_gen.metrics.probes.zero_shot import ZeroShot as ZeroShot
     from lightning_gen.metrics.probes.zero_shot import class_embeddings as class_embeddings
     from lightning_gen.metrics.probes.zero_shot import openai_templates as openai_templates
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = attach(
         "SegmentationBatch": ".segmentation",
         "SegmentationHead": ".segmentation",
         "SegmentationProbe": ".segmentation",
+        "SegmentationTest": ".segmentation_test",
         "ZeroShot": ".zero_shot",
         "class_embeddings": ".zero_shot",
         "openai_templates": ".zero_shot",

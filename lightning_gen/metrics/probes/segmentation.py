@@ -120,8 +120,8 @@ class SegmentationProbe:
             raise ValueError(f"a probe takes at least 1 step, got {steps}")
         self.features, self.num_classes, self.steps = features, num_classes, steps
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        # A probe inside a training run draws nothing from the run's own numbers.
-        with torch.random.fork_rng(devices=[]):
+        # A probe inside a run draws nothing from the run's own numbers, and must be trainable where gradients are off.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = SegmentationHead(channels, num_classes)
 

@@ -211,6 +211,18 @@ def test_one_run_goes_through_all_stages(tmp_path: Path) -> None:
     assert seen[-1] == (4, 3.0) and [n for n in changed(again, before) if n.startswith("encoder.")]
 
 
+def test_an_export_names_the_stage_that_was_reached(tmp_path: Path) -> None:
+    plan = (stage(1, steps=2), stage(2, steps=2), stage(3, steps=2))
+    for steps, reached in ((1, 1), (2, 1), (3, 2)):
+        folder = tmp_path / str(steps)
+        model = module(*plan, start="previous_stage")
+        keeper = ModelCheckpoint(folder, filename="kept", every_n_train_steps=steps)
+        train(model, folder, steps, callbacks=(keeper,))
+        model.save_pretrained(folder / "direct")
+        assert main(["export", str(folder / "kept.ckpt"), str(folder / "exported")]) == 0
+        assert trained_stage(str(folder / "direct")) == trained_stage(str(folder / "exported")) == reached
+
+
 def test_captions_are_wanted_from_stage_two_on(tmp_path: Path) -> None:
     model = module(stage(2))
     train(model, tmp_path)
@@ -370,8 +382,9 @@ def test_half_precision_that_needs_scaling_is_refused(tmp_path: Path) -> None:
 
 
 def test_probes_in_the_test_loop(tmp_path: Path) -> None:
-    """Check 12, wired: the linear probe and zero-shot run where `lightning test` runs."""
-    from lightning_gen.metrics.probes.linear import LinearProbe
+    """Check 12, wired: the probes and zero-shot run where `lightning test` runs."""
+    from lightning_gen.metrics.probes import LinearProbe, SegmentationTest
+    from lightning_gen.shapes.segments import ShapesSegments
 
     names = [f"kind {number}" for number in range(8)]
     probe = LinearProbe(num_classes=8, batch_size=16, epochs=2, validate_every=1)
@@ -379,7 +392,15 @@ def test_probes_in_the_test_loop(tmp_path: Path) -> None:
         val="even", tags=["single_object"], val_samples=24, global_batch_size=8, num_workers=0, seed=1
     )
     tested = ShapesDataModule(val="even", tags=["single_object"], val_samples=12, global_batch_size=8, num_workers=0)
-    model = module(linear_probe=probe, probe_data=pictures, class_names=names)
+    segmentation = SegmentationTest(
+        ShapesSegments(6, numbered="kinds"),
+        ShapesSegments(5, seed=1, numbered="kinds"),
+        num_classes=9,
+        size=32,
+        batch_size=2,
+        steps=2,
+    )
+    model = module(linear_probe=probe, probe_data=pictures, class_names=names, segmentation=segmentation)
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -388,7 +409,7 @@ def test_probes_in_the_test_loop(tmp_path: Path) -> None:
         enable_progress_bar=False,
     )
     (found,) = trainer.test(model, datamodule=tested, verbose=False)
-    for name in ("test/linear_probe_best", "test/linear_probe_last", "test/zero_shot"):
+    for name in ("test/linear_probe_best", "test/linear_probe_last", "test/zero_shot", "test/miou"):
         assert 0 <= found[name] <= 1
     assert len(model.understanding.kept.table().labels) == 12
     with pytest.raises(ValueError, match="linear_probe and probe_data belong together"):

@@ -130,7 +130,8 @@ def test_files_that_are_wrong_are_named(saved: tuple[TextLatentDiffusion, Path],
 def test_half_precision_through_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """fit, export --dtype float16, from_pretrained: the averaged weights, half the size, the same pictures."""
     monkeypatch.chdir(tmp_path)
-    small = ["--model.init_args.variant", "w24_d2_h2", "--model.init_args.stem.channels", "[8]", "--model.init_args.stem.depths", "[1]", "--name", "half"]
+    small = ["--model.init_args.variant", "w24_d2_h2", "--name", "half"]
+    small += ["--model.init_args.stem.channels", "[8]", "--model.init_args.stem.depths", "[1]"]
     limits = ["--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false", "--data.init_args.samples", "128"]
     quick = ["--trainer.val_check_interval", "null", "--trainer.limit_val_batches", "0"]
     # A second process would be this test's command line over again.

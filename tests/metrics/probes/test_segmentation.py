@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from lightning_gen.metrics.probes import (
     SegmentationBatch,
     SegmentationHead,
     SegmentationProbe,
+    SegmentationTest,
 )
 from lightning_gen.metrics.probes.segmentation import segmentation_loss
 from tests.harness.metric_jobs_manifold import train_segmentation
@@ -105,3 +108,61 @@ def test_two_ranks_end_with_the_same_head() -> None:
     first, second = two_processes(train_segmentation)
     assert len(first) == len(second) > 4
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+class Cells:
+    """Pictures whose colour tells the class of every pixel; remembers what was asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, index: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked.append(index)
+        cells = torch.randint(0, 3, (size, size), generator=torch.Generator().manual_seed(index))
+        return torch.eye(3)[cells].permute(2, 0, 1) * 2 - 1, cells + 1
+
+
+def segmentation_test(trained_on: Cells, measured_on: Cells, **changed: Any) -> SegmentationTest:
+    return SegmentationTest(
+        trained_on,
+        measured_on,
+        **({"num_classes": 3, "size": 4, "batch_size": 2, "steps": 40, "learning_rate": 0.1} | changed),
+    )
+
+
+def test_the_whole_probe_learns_from_one_set_and_counts_the_other_once() -> None:
+    first, second = Cells(5), Cells(3)
+    metric = segmentation_test(first, second).run(lambda images: images, 3)
+    assert float(metric.compute()) > 0.95 and metric.num_samples == 3
+    # 40 steps of 2 are 16 passes over 5 pictures without a seam, each in another order.
+    assert len(first.asked) >= 80
+    passes = [first.asked[start : start + 5] for start in range(0, 80, 5)]
+    assert all(sorted(one) == list(range(5)) for one in passes) and len({tuple(one) for one in passes}) > 5
+    assert sorted(set(second.asked)) == [0, 1, 2]
+
+
+def test_processes_share_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = [batch.index.tolist() for batch in segmentation_test(Cells(7), Cells(7), batch_size=4)._measuring()]
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(
+            "lightning_gen.metrics.probes.segmentation_test._rank_and_world", lambda rank=rank: (rank, 2)
+        )
+        probe = segmentation_test(Cells(7), Cells(7))
+        shares.append([batch.index.tolist() for batch in probe._measuring()])
+        training = probe._training()
+        shares.append([next(training).index.tolist() for _ in range(7)])
+    assert [sorted(a + b) for a, b in zip(shares[0], shares[2], strict=True)] == [sorted(one) for one in alone]
+    together = sorted(number for share in (shares[1], shares[3]) for batch in share for number in batch)
+    assert together == sorted(list(range(7)) * 4)
+
+
+def test_a_probe_without_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match="measured_on has no picture"):
+        segmentation_test(Cells(1), Cells(0))
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        segmentation_test(Cells(1), Cells(1), steps=0)

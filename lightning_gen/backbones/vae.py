@@ -6,8 +6,6 @@ h = H / f and w = W / f.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_gen.nn.tokens import Tokens, patchify, unpatchify
+from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_of_latents, require_latents
+from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.randomness import normal
 
 from .weights import MissingWeightsError, fetch_files, read_config
@@ -94,14 +93,13 @@ class DiffusersVAE(nn.Module):
             ValueError: ``index`` is given, but this auto-encoder has no posterior.
         """
         pictures = unpatchify(images) if isinstance(images, Tokens) else list(images)
-        filled = [F.pad(p, (0, -p.shape[-1] % self.patch, 0, -p.shape[-2] % self.patch)) for p in pictures]
 
-        def latents(batch: Tensor, rows: Tensor) -> Tensor:
-            return self._encoded(batch, None if index is None else index.to(rows.device)[rows], epoch)
+        def maps(batch: Tensor, places: Tensor) -> Tensor:
+            return self._encoded(
+                fill_up(batch, self.patch), None if index is None else index.to(places.device)[places], epoch
+            )
 
-        maps = _by_shape(filled, latents)
-        sizes = torch.tensor([picture.shape[-2:] for picture in pictures], device=maps[0].device)
-        return replace(patchify(maps, 1), sizes=sizes, patch=self.patch)
+        return latents_of_pictures(pictures, self.patch, maps)
 
     def decode(self, latents: Tokens) -> Tensor | list[Tensor]:
         """Images of latents.
@@ -115,16 +113,8 @@ class DiffusersVAE(nn.Module):
         Raises:
             ValueError: the latents have another patch or another number of channels.
         """
-        if latents.patch != self.patch or latents.values.shape[-1] != len(self.scale):
-            raise ValueError(
-                f"latents of {latents.values.shape[-1]} channels and {latents.patch} pixels per token are not those of "
-                f"{self.source}, which has {len(self.scale)} and {self.patch}"
-            )
-        maps = unpatchify(replace(latents, patch=1, sizes=latents.grid))
-        images = _by_shape(maps, lambda batch, rows: self._decoded(batch))
-        sizes = latents.sizes.tolist()
-        images = [image[:, :height, :width] for image, (height, width) in zip(images, sizes, strict=True)]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        require_latents(latents, self.patch, len(self.scale), str(self.source))
+        return pictures_of_latents(latents, self._decoded)
 
     def _encoded(self, images: Tensor, index: Tensor | None, epoch: int) -> Tensor:
         found = self.vae.encode(images.to(self.vae.dtype), return_dict=False)[0]
@@ -166,19 +156,6 @@ class DiffusersVAE(nn.Module):
                     f"video or audio? ({str(error).splitlines()[0][:200]})"
                 ) from None
         return channels * self.fold**2, _PROBE // height * self.fold
-
-
-def _by_shape(pictures: Sequence[Tensor], function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
-    """Apply a function to batches of pictures of one shape; it also gets their places in the sequence."""
-    groups: dict[torch.Size, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(place)
-    out: dict[int, Tensor] = {}
-    for places in groups.values():
-        batch = torch.stack([pictures[place] for place in places])
-        results = function(batch, torch.tensor(places, device=batch.device))
-        out |= dict(zip(places, results, strict=True))
-    return [out[place] for place in range(len(pictures))]
 
 
 def _load(folder: Path) -> nn.Module:

@@ -9,25 +9,24 @@ channels, D width of the stream, E width of the text embedding.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_gen.autoencoders.muse.convert import Settings, read_model, write_folder
 from lightning_gen.autoencoders.muse.decoder import read_dcae_decoder
 from lightning_gen.autoencoders.muse.network import MuseNetwork
 from lightning_gen.backbones.intern_vit import read_intern_vit
-from lightning_gen.nn.tokens import Tokens, patchify, unpatchify
+from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_of_latents, require_latents
+from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.averages import read_weights
 from lightning_gen.training.strategies import prepare
 from lightning_gen.training.weights import load_matching, read_training_state, require_fit
 
-__all__ = ["RANDOM", "Building", "MuseCodec", "filled_up", "imagenet_pixels"]
+__all__ = ["RANDOM", "Building", "MuseCodec", "imagenet_pixels"]
 
 RANDOM = "random"
 """Where a folder of weights is expected: start from random weights, and mean it."""
@@ -211,14 +210,12 @@ class MuseCodec(pl.LightningModule):
         pictures = [picture.to(self.device) for picture in _as_pictures(images)]
         patch = self.settings.shape.patch
 
-        def latents(batch: Tensor) -> Tensor:
-            pixels = imagenet_pixels(filled_up(batch, patch))
+        def maps(batch: Tensor, places: Tensor) -> Tensor:
+            pixels = imagenet_pixels(fill_up(batch, patch))
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
             return self.network.encode(pixels).transpose(1, 2).reshape(len(batch), -1, *grid)
 
-        maps = _by_size(pictures, latents)
-        sizes = torch.tensor([picture.shape[-2:] for picture in pictures], device=maps[0].device)
-        return dataclasses.replace(patchify(maps, 1), sizes=sizes, patch=patch)
+        return latents_of_pictures(pictures, patch, maps)
 
     def decode(self, latents: Tokens) -> Tensor | list[Tensor]:
         """Pictures of latents.
@@ -235,22 +232,14 @@ class MuseCodec(pl.LightningModule):
         """
         self._require_weights()
         shape = self.settings.shape
-        if latents.patch != shape.patch or latents.values.shape[-1] != shape.latent_channels:
-            raise ValueError(
-                f"latents of {latents.values.shape[-1]} channels and {latents.patch} pixels per token are not those of "
-                f"this MUSE, which has {shape.latent_channels} and {shape.patch}"
-            )
-        latents = latents.to(self.device)
-        maps = unpatchify(dataclasses.replace(latents, patch=1, sizes=latents.grid))
+        require_latents(latents, shape.patch, shape.latent_channels, "this MUSE")
 
         def pictures(batch: Tensor) -> Tensor:
             h, w = batch.shape[-2:]
             size = (h * shape.patch, w * shape.patch)
             return self.network.decode(batch.flatten(2).transpose(1, 2), (h, w), size).clamp(-1, 1)
 
-        sizes = latents.sizes.tolist()
-        images = [x[:, :height, :width] for x, (height, width) in zip(_by_size(maps, pictures), sizes, strict=True)]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        return pictures_of_latents(latents.to(self.device), pictures)
 
     def probe_features(self, images: Tensor) -> Tensor:
         """What a linear probe reads: the mean over the tokens of F_sem.
@@ -289,7 +278,7 @@ class MuseCodec(pl.LightningModule):
 
     def _understand(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self._require_weights()
-        return self.network.understand(imagenet_pixels(filled_up(images.to(self.device), self.settings.shape.patch)))
+        return self.network.understand(imagenet_pixels(fill_up(images.to(self.device), self.settings.shape.patch)))
 
 
 def imagenet_pixels(images: Tensor) -> Tensor:
@@ -305,33 +294,8 @@ def imagenet_pixels(images: Tensor) -> Tensor:
     return ((images + 1) / 2 - mean) / std
 
 
-def filled_up(images: Tensor, multiple: int) -> Tensor:
-    """Mid grey at the bottom and the right, so that both sides are multiples of a number.
-
-    Args:
-        images: float, (B, 3, H, W) in [-1, 1].
-        multiple: of pixels.
-
-    Returns:
-        (B, 3, H', W').
-    """
-    return F.pad(images, (0, -images.shape[3] % multiple, 0, -images.shape[2] % multiple))
-
-
 def _as_pictures(images: Tensor | Tokens) -> list[Tensor]:
     return unpatchify(images) if isinstance(images, Tokens) else list(images)
-
-
-def _by_size(pictures: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Apply a function to batches of pictures of one size."""
-    groups: dict[torch.Size, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(place)
-    out: dict[int, Tensor] = {}
-    for places in groups.values():
-        results = function(torch.stack([pictures[place] for place in places]))
-        out |= dict(zip(places, results, strict=True))
-    return [out[place] for place in range(len(pictures))]
 
 
 def _averaged(source: str) -> dict[str, Tensor] | None:

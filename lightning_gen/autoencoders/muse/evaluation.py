@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_gen.autoencoders.muse.codec import Building, MuseCodec, filled_up
+from lightning_gen.autoencoders.muse.codec import Building, MuseCodec
 from lightning_gen.autoencoders.muse.convert import Settings
 from lightning_gen.autoencoders.muse.text import TextTower
 from lightning_gen.autoencoders.muse.understanding import Understanding
@@ -24,6 +24,7 @@ from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.metrics.probes.linear import LinearProbe
 from lightning_gen.metrics.probes.segmentation_test import SegmentationTest
+from lightning_gen.nn.latent_maps import fill_up
 from lightning_gen.nn.tokens import Tokens, unpatchify
 
 __all__ = ["Measured", "MuseEvaluation"]
@@ -157,8 +158,8 @@ class MuseEvaluation(MuseCodec):
                     "MUSE trains on pictures of one size per batch, this one holds several: use ImageDataModule or "
                     "TextImageDataModule, whose batches have one shape each"
                 )
-            return filled_up(torch.stack(pictures), self.settings.shape.patch)
-        return filled_up(batch.images, self.settings.shape.patch)
+            return fill_up(torch.stack(pictures), self.settings.shape.patch)
+        return fill_up(batch.images, self.settings.shape.patch)
 
 
 def _embed(tower: TextTower | None, texts: Sequence[str], device: torch.device) -> Tensor:

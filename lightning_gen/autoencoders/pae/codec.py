@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from lightning_gen.autoencoders.pae.convert import read_folder, write_folder
 from lightning_gen.autoencoders.pae.network import PAENetwork
-from lightning_gen.autoencoders.pae.prior import fill_up, grid_of, look, require_prior
+from lightning_gen.autoencoders.pae.prior import grid_of, look, require_prior
 from lightning_gen.autoencoders.pae.variants import PAEShape, Stack
 from lightning_gen.backbones.patch_encoders import patch_encoder_named
 from lightning_gen.backbones.patch_features import PatchEncoder
-from lightning_gen.nn.tokens import Tokens, patchify, unpack, unpatchify
+from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_of_latents, require_latents
+from lightning_gen.nn.tokens import Tokens, unpack, unpatchify
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.strategies import prepare
 from lightning_gen.training.weights import load_matching, read_training_state, require_fit
@@ -204,16 +205,14 @@ class PAECodec(pl.LightningModule):
         self._require_weights()
         pictures = _as_list(images)
         patch = self.shape.patch
-        filled = [fill_up(one, patch) for one in pictures]
 
-        def latents(batch: Tensor) -> Tensor:
-            prior = look(self.encoder, batch.to(self.device), grid_of(batch, patch))
+        def maps(batch: Tensor, places: Tensor) -> Tensor:
+            filled = fill_up(batch, patch)
+            prior = look(self.encoder, filled.to(self.device), grid_of(filled, patch))
             z: Tensor = self.network.encode(prior.pixels, prior.features, prior.grid)
             return z.transpose(1, 2).reshape(len(batch), -1, *prior.grid)
 
-        maps = _by_shape(filled, latents)
-        sizes = torch.tensor([one.shape[-2:] for one in pictures], device=maps[0].device)
-        return dataclasses.replace(patchify(maps, 1), sizes=sizes, patch=patch)
+        return latents_of_pictures(pictures, patch, maps)
 
     def decode(self, latents: Tokens) -> Tensor | list[Tensor]:
         """Pictures of latents.
@@ -229,23 +228,13 @@ class PAECodec(pl.LightningModule):
             ValueError: the latents have another patch or another number of channels.
         """
         self._require_weights()
-        if latents.patch != self.shape.patch or latents.values.shape[-1] != self.shape.channels:
-            raise ValueError(
-                f"latents of {latents.values.shape[-1]} channels and {latents.patch} pixels per token are not those of "
-                f"this PAE, which has {self.shape.channels} and {self.shape.patch}"
-            )
-        latents = unpack(latents.to(self.device))
-        maps = unpatchify(dataclasses.replace(latents, patch=1, sizes=latents.grid))
+        require_latents(latents, self.shape.patch, self.shape.channels, "this PAE")
 
         def pictures(batch: Tensor) -> Tensor:
             pixels = self.network.decode(batch.flatten(2).transpose(1, 2), (batch.shape[-2], batch.shape[-1]))
             return (2 * pixels - 1).clamp(-1, 1)
 
-        sizes = latents.sizes.tolist()
-        images = [
-            image[:, :height, :width] for image, (height, width) in zip(_by_shape(maps, pictures), sizes, strict=True)
-        ]
-        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+        return pictures_of_latents(unpack(latents.to(self.device)), pictures)
 
 
 def as_pictures(images: Tokens | Tensor) -> Tensor:
@@ -349,15 +338,3 @@ def _as_list(images: Tokens | Tensor | Sequence[Tensor]) -> list[Tensor]:
     if isinstance(images, Tensor) and images.ndim == 3:
         return [images]
     return list(images)
-
-
-def _by_shape(pictures: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Apply a function to batches of pictures of one shape, and give the results back in order."""
-    groups: dict[torch.Size, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        groups.setdefault(picture.shape, []).append(place)
-    out: dict[int, Tensor] = {}
-    for places in groups.values():
-        results = function(torch.stack([pictures[place] for place in places]))
-        out |= dict(zip(places, results, strict=True))
-    return [out[place] for place in range(len(pictures))]

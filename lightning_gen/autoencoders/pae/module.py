@@ -28,7 +28,7 @@ from lightning_gen.autoencoders.pae.objective import (
     tangent_direction,
     vision_foundation_loss,
 )
-from lightning_gen.autoencoders.pae.prior import UNTRAINED, Prior, fill_up, grid_of, load_refined, look, require_prior
+from lightning_gen.autoencoders.pae.prior import UNTRAINED, Prior, grid_of, load_refined, look, require_prior
 from lightning_gen.autoencoders.pae.settings import Adversary, Cascade, LossWeights, Semantics, Structure
 from lightning_gen.autoencoders.pae.variants import PAEShape
 from lightning_gen.autoencoders.reconstruction_metrics import ReconstructionMetrics
@@ -40,6 +40,7 @@ from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.lpips import LPIPS
 from lightning_gen.nn.adversarial import adaptive_weight
+from lightning_gen.nn.latent_maps import fill_up
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.needs import ModelNeeds, WeightNeed
 from lightning_gen.training.optim import AdamW, WarmupCosine

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_gen.autoencoders.pae.network import Grid, Projector
 from lightning_gen.autoencoders.pae.variants import PAEShape
@@ -22,7 +21,7 @@ from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.training.initialisation import initialise
 from lightning_gen.training.weights import read_training_state, require_fit
 
-__all__ = ["UNTRAINED", "Prior", "fill_up", "grid_of", "load_refined", "look", "require_prior", "write_refined"]
+__all__ = ["UNTRAINED", "Prior", "grid_of", "load_refined", "look", "require_prior", "write_refined"]
 
 UNTRAINED: Final = "untrained"
 """In the place of stage 0's weights: a projector that nobody has trained, said in so many words."""
@@ -41,19 +40,6 @@ class Prior(NamedTuple):
     pixels: Tensor
     features: Tensor
     grid: Grid
-
-
-def fill_up(images: Tensor, patch: int) -> Tensor:
-    """Fill sides that are no multiple of the patch up with mid grey, at the bottom and the right.
-
-    Args:
-        images: (..., 3, H, W) in [-1, 1].
-        patch: p of the decoder.
-
-    Returns:
-        (..., 3, rows p, cols p).
-    """
-    return F.pad(images, (0, -images.shape[-1] % patch, 0, -images.shape[-2] % patch))
 
 
 def grid_of(images: Tensor, patch: int) -> Grid:

@@ -16,11 +16,12 @@ from torch import Tensor
 from lightning_gen.autoencoders.pae.codec import as_pictures, needs_of_network, plain_arguments
 from lightning_gen.autoencoders.pae.network import RefineNetwork
 from lightning_gen.autoencoders.pae.objective import refine_loss
-from lightning_gen.autoencoders.pae.prior import fill_up, grid_of, look, require_prior, write_refined
+from lightning_gen.autoencoders.pae.prior import grid_of, look, require_prior, write_refined
 from lightning_gen.autoencoders.pae.upsampling import FeatureUpsampler, JointBilateral, structural_reference
 from lightning_gen.autoencoders.pae.variants import PAEShape, Stack
 from lightning_gen.backbones.patch_features import PatchEncoder
 from lightning_gen.data.batches import ImageBatch
+from lightning_gen.nn.latent_maps import fill_up
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
 from lightning_gen.training.randomness import key_seed

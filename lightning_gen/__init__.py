@@ -10,10 +10,26 @@ from ._lazy import attach
 
 if TYPE_CHECKING:
     from .autoencoders.muse.module import Muse as Muse
+    from .autoencoders.muse.perceptual import PerceptualLoss as PerceptualLoss
+    from .autoencoders.muse.teacher import AffinityTeacher as AffinityTeacher
+    from .autoencoders.muse.teacher import ColorAffinity as ColorAffinity
+    from .autoencoders.muse.teacher import DINOv3Attention as DINOv3Attention
+    from .autoencoders.muse.text import CLIPText as CLIPText
+    from .autoencoders.muse.text import WordVectors as WordVectors
     from .autoencoders.pae.module import PAE as PAE
     from .autoencoders.pae.refine import PAERefine as PAERefine
+    from .autoencoders.pae.upsampling import AnyUp as AnyUp
+    from .autoencoders.pae.upsampling import JointBilateral as JointBilateral
     from .autoencoders.reconstructions import ReconstructionWriter as ReconstructionWriter
     from .autoencoders.vitok_v2.module import ViTokV2 as ViTokV2
+    from .backbones.patch_encoders import DINOPatches as DINOPatches
+    from .backbones.patch_encoders import DINOv2Patches as DINOv2Patches
+    from .backbones.patch_encoders import DINOv3Patches as DINOv3Patches
+    from .backbones.patch_encoders import InternViTPatches as InternViTPatches
+    from .backbones.patch_encoders import MAEPatches as MAEPatches
+    from .backbones.patch_encoders import SigLIP2Patches as SigLIP2Patches
+    from .backbones.patch_features import MapPatches as MapPatches
+    from .backbones.patch_features import UntrainedPatches as UntrainedPatches
     from .backbones.text import FrozenTextEncoder as FrozenTextEncoder
     from .backbones.vae import DiffusersVAE as DiffusersVAE
     from .data.edits import EditPairsDataModule as EditPairsDataModule
@@ -31,6 +47,7 @@ if TYPE_CHECKING:
     from .data.prompts import PromptDataModule as PromptDataModule
     from .generators.dit.module import LatentDiffusion as LatentDiffusion
     from .generators.dit.text_module import TextLatentDiffusion as TextLatentDiffusion
+    from .generators.geneval_validation import GenEvalValidation as GenEvalValidation
     from .generators.spaces import AutoencoderSpace as AutoencoderSpace
     from .generators.spaces import PixelSpace as PixelSpace
     from .metrics.extraction.feature_extractor import ModuleExtractor as ModuleExtractor
@@ -38,11 +55,17 @@ if TYPE_CHECKING:
     from .metrics.extractors import DINOv2Extractor as DINOv2Extractor
     from .metrics.extractors import DINOv3Extractor as DINOv3Extractor
     from .metrics.extractors import FIDInceptionV3 as FIDInceptionV3
+    from .metrics.probes.linear import LinearProbe as LinearProbe
+    from .metrics.probes.segmentation_test import SegmentationTest as SegmentationTest
+    from .metrics.segmented_pictures import ADE20KShards as ADE20KShards
+    from .metrics.segmented_pictures import CocoPanoptic as CocoPanoptic
+    from .shapes.benchmark import ShapesPrompts as ShapesPrompts
     from .shapes.detector import ShapesDetector as ShapesDetector
     from .shapes.encoder import ShapesEncoder as ShapesEncoder
     from .shapes.encoder import ShapesEncoderTraining as ShapesEncoderTraining
     from .shapes.encoder import ShapesFeatures as ShapesFeatures
     from .shapes.module import ShapesDataModule as ShapesDataModule
+    from .shapes.segments import ShapesSegments as ShapesSegments
     from .shapes.tokenizer import ShapesTokenizer as ShapesTokenizer
     from .training.callbacks.budget import BudgetCurriculum as BudgetCurriculum
     from .training.callbacks.gradient_routing import GradientRouting as GradientRouting
@@ -54,11 +77,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 COMPONENTS: Final[dict[str, str]] = {
+    "ADE20KShards": "lightning_gen.metrics.segmented_pictures",
+    "AffinityTeacher": "lightning_gen.autoencoders.muse.teacher",
+    "AnyUp": "lightning_gen.autoencoders.pae.upsampling",
     "AutoencoderSpace": "lightning_gen.generators.spaces",
     "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
     "CLIPImageExtractor": "lightning_gen.metrics.extractors",
+    "CLIPText": "lightning_gen.autoencoders.muse.text",
+    "CocoPanoptic": "lightning_gen.metrics.segmented_pictures",
+    "ColorAffinity": "lightning_gen.autoencoders.muse.teacher",
+    "DINOPatches": "lightning_gen.backbones.patch_encoders",
     "DINOv2Extractor": "lightning_gen.metrics.extractors",
+    "DINOv2Patches": "lightning_gen.backbones.patch_encoders",
+    "DINOv3Attention": "lightning_gen.autoencoders.muse.teacher",
     "DINOv3Extractor": "lightning_gen.metrics.extractors",
+    "DINOv3Patches": "lightning_gen.backbones.patch_encoders",
     "DiffusersVAE": "lightning_gen.backbones.vae",
     "EMA": "lightning_gen.training.ema",
     "EditPairsDataModule": "lightning_gen.data.edits",
@@ -66,35 +99,48 @@ COMPONENTS: Final[dict[str, str]] = {
     "FSDP2Strategy": "lightning_gen.training.strategies",
     "FolderDataModule": "lightning_gen.data.folder",
     "FrozenTextEncoder": "lightning_gen.backbones.text",
+    "GenEvalValidation": "lightning_gen.generators.geneval_validation",
     "GradientRouting": "lightning_gen.training.callbacks.gradient_routing",
     "HPDv3DataModule": "lightning_gen.data.preferences",
     "ImageDataModule": "lightning_gen.data.images",
     "ImageFolderDataModule": "lightning_gen.data.image_folder",
     "ImageNetDataModule": "lightning_gen.data.imagenet",
+    "InternViTPatches": "lightning_gen.backbones.patch_encoders",
+    "JointBilateral": "lightning_gen.autoencoders.pae.upsampling",
     "LatentDataModule": "lightning_gen.data.latents.module",
     "LatentDiffusion": "lightning_gen.generators.dit.module",
+    "LinearProbe": "lightning_gen.metrics.probes.linear",
+    "MAEPatches": "lightning_gen.backbones.patch_encoders",
+    "MapPatches": "lightning_gen.backbones.patch_features",
     "MixtureDataModule": "lightning_gen.data.images",
     "ModuleExtractor": "lightning_gen.metrics.extraction.feature_extractor",
     "Muse": "lightning_gen.autoencoders.muse.module",
     "PAE": "lightning_gen.autoencoders.pae.module",
     "PAERefine": "lightning_gen.autoencoders.pae.refine",
+    "PerceptualLoss": "lightning_gen.autoencoders.muse.perceptual",
     "PickAPicDataModule": "lightning_gen.data.preferences",
     "PixelSpace": "lightning_gen.generators.spaces",
     "PreferenceDataModule": "lightning_gen.data.preferences",
     "PromptDataModule": "lightning_gen.data.prompts",
     "ReconstructionWriter": "lightning_gen.autoencoders.reconstructions",
     "SampleGrid": "lightning_gen.training.callbacks.sample_grid",
+    "SegmentationTest": "lightning_gen.metrics.probes.segmentation_test",
     "ShapesDataModule": "lightning_gen.shapes.module",
     "ShapesDetector": "lightning_gen.shapes.detector",
     "ShapesEncoder": "lightning_gen.shapes.encoder",
     "ShapesEncoderTraining": "lightning_gen.shapes.encoder",
     "ShapesFeatures": "lightning_gen.shapes.encoder",
+    "ShapesPrompts": "lightning_gen.shapes.benchmark",
+    "ShapesSegments": "lightning_gen.shapes.segments",
     "ShapesTokenizer": "lightning_gen.shapes.tokenizer",
     "ShardDataModule": "lightning_gen.data.modules",
+    "SigLIP2Patches": "lightning_gen.backbones.patch_encoders",
     "TextImageDataModule": "lightning_gen.data.images",
     "TextLatentDiffusion": "lightning_gen.generators.dit.text_module",
     "Throughput": "lightning_gen.training.callbacks.throughput",
+    "UntrainedPatches": "lightning_gen.backbones.patch_features",
     "ViTokV2": "lightning_gen.autoencoders.vitok_v2.module",
+    "WordVectors": "lightning_gen.autoencoders.muse.text",
 }
 """Short name -> module of every class that a configuration may name."""
 

@@ -1,6 +1,8 @@
 """From numbers per arm and seed to a verdict: paired differences, their bootstrap intervals, and a word.
 
-Shape letters: S seeds.
+A number that is looked at by itself is its difference from 0. A rank correlation of the arms is a number per seed too.
+
+Shape letters: S seeds, A arms.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import torch
-from claim import Claim, Comparison
+from claim import Claim, Comparison, Correlation, Question
 
-from lightning_gen.metrics.intervals import paired_bootstrap_interval
+from lightning_gen.metrics.intervals import bootstrap_interval
+from lightning_gen.metrics.manifold.correlation import spearman_rho
 
 __all__ = ["LEVEL", "Finding", "Numbers", "Verdict", "Word", "analyse", "decide", "find"]
 
@@ -32,13 +35,13 @@ class Finding:
 
     Attributes:
         comparison: which one.
-        differences: by seed.
+        differences: by seed; of a rank correlation the correlations.
         mean: of the differences.
         interval: of the mean; None = fewer than two seeds.
         word: whether what was expected holds; None = nothing was expected.
     """
 
-    comparison: Comparison
+    comparison: Question
     differences: Mapping[int, float]
     mean: float
     interval: tuple[float, float] | None
@@ -108,12 +111,12 @@ def analyse(claim: Claim, numbers: Numbers, seeds: Sequence[int]) -> Verdict:
     return Verdict(word, f"{word}: " + "; ".join(map(str, told)), findings, complete)
 
 
-def find(comparison: Comparison, numbers: Numbers, seeds: Sequence[int]) -> Finding:
+def find(comparison: Question, numbers: Numbers, seeds: Sequence[int]) -> Finding:
     """One comparison over the seeds.
 
     Args:
         comparison: what is compared.
-        numbers: of both arms, for all of the seeds.
+        numbers: of the arms that it names, for all of the seeds.
         seeds: at least one.
 
     Returns:
@@ -122,20 +125,19 @@ def find(comparison: Comparison, numbers: Numbers, seeds: Sequence[int]) -> Find
     Raises:
         ValueError: a run lacks the number.
     """
-    arms = (comparison.first, comparison.second)
-    first, second = ([_number(numbers, arm, seed, comparison.measure) for seed in seeds] for arm in arms)
-    differences = [a - b for a, b in zip(first, second, strict=True)]
+    answer = _correlation if isinstance(comparison, Correlation) else _difference
+    differences = [answer(comparison, numbers, seed) for seed in seeds]  # type: ignore[arg-type]
     interval = None
     if len(seeds) > 1:
-        pair = [torch.tensor(side, dtype=torch.float64) for side in (first, second)]
-        interval = paired_bootstrap_interval(pair[0], pair[1], level=LEVEL)
+        # Both sides of a difference are drawn together: they belong to one seed.
+        interval = bootstrap_interval(torch.tensor(differences, dtype=torch.float64), level=LEVEL)
     word = None if comparison.expects is None else decide(comparison, interval)
     return Finding(
         comparison, dict(zip(seeds, differences, strict=True)), statistics.fmean(differences), interval, word
     )
 
 
-def decide(comparison: Comparison, interval: tuple[float, float] | None) -> Word:
+def decide(comparison: Question, interval: tuple[float, float] | None) -> Word:
     """The word for an interval.
 
     higher:      holds where lower end > margin, does not hold where upper end < margin, else undecided
@@ -158,6 +160,20 @@ def decide(comparison: Comparison, interval: tuple[float, float] | None) -> Word
     if upper < comparison.margin:
         return "does not hold" if comparison.expects == "higher" else "holds"
     return "undecided"
+
+
+def _difference(comparison: Comparison, numbers: Numbers, seed: int) -> float:
+    second = 0.0 if comparison.second is None else _number(numbers, comparison.second, seed, comparison.measure)
+    return _number(numbers, comparison.first, seed, comparison.measure) - second
+
+
+def _correlation(question: Correlation, numbers: Numbers, seed: int) -> float:
+    """Spearman's rho over the arms; 0 where all are equal in one of the numbers, which then foretells nothing."""
+    sides = [
+        [_number(numbers, arm, seed, measure) for arm in question.arms or numbers]
+        for measure in (question.measure, question.against)
+    ]
+    return float(spearman_rho(torch.tensor([sides], dtype=torch.float64).transpose(1, 2)).nan_to_num(0.0))
 
 
 def _number(numbers: Numbers, arm: str, seed: int, measure: str) -> float:

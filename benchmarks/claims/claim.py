@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Budget", "Claim", "Comparison", "Expectation", "Run"]
+__all__ = ["Budget", "Claim", "Comparison", "Correlation", "Expectation", "Question", "Run"]
 
 Expectation = Literal["higher", "not higher"]
 
@@ -42,32 +42,76 @@ them. Arms that get one seed see the same data, so that their numbers can be pai
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One arm against another by one number: first - second, paired by seed.
+    """One arm against another by one number: first - second, paired by seed; or one arm's number by itself.
 
     Attributes:
         measure: name of the number.
         first: an arm.
-        second: another one, as a rule the baseline.
-        expects: ``higher`` = the paper says that the difference is larger than ``margin``, ``not higher`` = that it is
-            not; None = reported, decides nothing.
+        second: another one, as a rule the baseline; None = the number of ``first`` is looked at as it is.
+        expects: ``higher`` = the paper says that the difference (or the number) is larger than ``margin``, ``not
+            higher`` = that it is not; None = reported, decides nothing.
         margin: smallest difference that counts, in the unit of the number, above 0.
     """
 
     measure: str
     first: str
-    second: str
+    second: str | None
     expects: Expectation | None = None
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.expects not in ("higher", "not higher", None):
-            raise ValueError(f"{self}: expects is 'higher', 'not higher' or None, got {self.expects!r}")
-        if self.expects is not None and not self.margin > 0:
-            raise ValueError(f"{self}: a comparison that decides needs a margin above 0, else a tie has no answer")
+        _require_decidable(self)
 
     def __str__(self) -> str:
         """As it is printed."""
-        return f"{self.measure}: {self.first} - {self.second}"
+        return f"{self.measure}: {self.first}" + ("" if self.second is None else f" - {self.second}")
+
+    @property
+    def kind(self) -> str:
+        """Numbers of one kind share an axis: ``psnr@2x`` is a ``psnr``."""
+        return self.measure.partition("@")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """How the order of the arms by one number agrees with their order by another: Spearman's rho, one per seed.
+
+    Attributes:
+        measure: name of one number.
+        against: name of the other one.
+        arms: that are ordered, at least three; empty = all of the claim.
+        expects: as in ``Comparison``, of the correlation.
+        margin: as in ``Comparison``.
+    """
+
+    measure: str
+    against: str
+    arms: tuple[str, ...] = ()
+    expects: Expectation | None = None
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_decidable(self)
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"rank correlation of {self.measure} with {self.against}"
+
+    @property
+    def kind(self) -> str:
+        """Correlations with one number share an axis."""
+        return f"rank correlation with {self.against}"
+
+
+Question = Comparison | Correlation
+"""What is asked of the numbers of all arms; the answer is a number per seed."""
+
+
+def _require_decidable(question: Question) -> None:
+    if question.expects not in ("higher", "not higher", None):
+        raise ValueError(f"{question}: expects is 'higher', 'not higher' or None, got {question.expects!r}")
+    if question.expects is not None and not question.margin > 0:
+        raise ValueError(f"{question}: a comparison that decides needs a margin above 0, else a tie has no answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +128,7 @@ class Claim:
         budget: of every arm.
         equal: in words, what the arms have in common and what they have not.
         quick: budget of ``--quick``.
-        comparisons: at least one decides.
+        comparisons: differences and rank correlations; at least one decides.
         run: trains and measures one arm.
 
     Raises:
@@ -100,7 +144,7 @@ class Claim:
     budget: Budget
     equal: str
     quick: Budget
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[Question]
     run: Run
 
     def __post_init__(self) -> None:
@@ -113,8 +157,12 @@ class Claim:
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
             raise ValueError(f"claim {self.name} needs at least two different seeds, got {list(self.seeds)}")
         for one in self.comparisons:
-            if unknown := {one.first, one.second} - set(self.arms):
-                raise ValueError(f"claim {self.name}, {one}: there is no arm {', '.join(sorted(unknown))}")
+            named = (one.arms or tuple(self.arms)) if isinstance(one, Correlation) else (one.first, one.second)
+            unknown = [arm for arm in named if arm is not None and arm not in self.arms]
+            if unknown:
+                raise ValueError(f"claim {self.name}, {one}: there is no arm {', '.join(unknown)}")
+            if isinstance(one, Correlation) and len(set(named)) < 3:
+                raise ValueError(f"claim {self.name}, {one}: an order needs at least three arms, got {list(named)}")
         if not any(one.expects for one in self.comparisons):
             raise ValueError(f"claim {self.name}: no comparison decides; give one what it expects")
 

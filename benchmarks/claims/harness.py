@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 from analysis import Numbers, Verdict, analyse
-from claim import Budget, Claim, Comparison
+from claim import Budget, Claim, Comparison, Correlation
 from report import as_json, draw, row, with_row, write
 
-__all__ = ["Budget", "Claim", "Comparison", "finish", "finished", "main", "planned_seeds", "run_claim"]
+from lightning_gen.backbones.weights import MissingWeightsError
+
+__all__ = ["Budget", "Claim", "Comparison", "Correlation", "finish", "finished", "main", "planned_seeds", "run_claim"]
 
 _BENCHMARKS = Path(__file__).resolve().parents[1]
 
@@ -210,7 +212,7 @@ def main(claims: Sequence[Claim], arguments: Sequence[str] | None = None) -> int
     except (KeyboardInterrupt, SystemExit):  # the Trainer turns Ctrl-C into the latter
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, ModuleNotFoundError, MissingWeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 from analysis import LEVEL, Finding, Numbers, Verdict
-from claim import Claim
+from claim import Claim, Correlation
 
 __all__ = ["as_json", "draw", "row", "with_row", "write"]
 
@@ -129,7 +129,7 @@ def with_row(text: str, name: str, line: str) -> str:
 
 
 def draw(claim: Claim, numbers: Numbers, verdict: Verdict, path: Path) -> None:
-    """Draw the numbers of every arm, and the differences with their intervals.
+    """Draw the numbers of every arm, and the differences or rank correlations with their intervals.
 
     Args:
         claim: the claim.
@@ -145,12 +145,14 @@ def draw(claim: Claim, numbers: Numbers, verdict: Verdict, path: Path) -> None:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError('the plot needs matplotlib: pip install "lightning-gen[demo]"') from error
 
-    # "psnr@2x" is a psnr: numbers of one kind share an axis.
-    kinds = list(dict.fromkeys(finding.comparison.measure.partition("@")[0] for finding in verdict.findings))
+    kinds = list(dict.fromkeys(finding.comparison.kind for finding in verdict.findings))
     figure = Figure(figsize=(12, 1.2 + 3.2 * len(kinds)), layout="constrained")
     for (left, right), kind in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
-        findings = [one for one in verdict.findings if one.comparison.measure.partition("@")[0] == kind]
-        _draw_numbers(left, claim, numbers, verdict.seeds, findings, kind)
+        findings = [one for one in verdict.findings if one.comparison.kind == kind]
+        if isinstance(findings[0].comparison, Correlation):
+            _draw_orders(left, claim, numbers, verdict.seeds, findings)
+        else:
+            _draw_numbers(left, claim, numbers, verdict.seeds, findings, kind)
         _draw_differences(right, findings, kind)
     title = textwrap.fill(claim.sentence, 120)
     figure.suptitle(f"{claim.name}, {len(verdict.seeds)} seeds: {verdict.word}\n{title}", fontsize=10)
@@ -174,6 +176,25 @@ def _draw_numbers(
     axis.set_xticks(range(len(measures)), measures)
     axis.set_ylabel(kind)
     axis.legend(fontsize=8)
+
+
+def _draw_orders(axis: Any, claim: Claim, numbers: Numbers, seeds: Sequence[int], findings: Sequence[Finding]) -> None:
+    """Mean ranks over the seeds: on a rising or falling line the orders agree."""
+    for place, finding in enumerate(findings):
+        question = finding.comparison
+        assert isinstance(question, Correlation)
+        arms = question.arms or tuple(claim.arms)
+        ranks = [_mean_ranks(numbers, arms, seeds, measure) for measure in (question.measure, question.against)]
+        axis.plot(*ranks, "o", color=f"C{place}", markersize=5, alpha=0.6, label=question.measure)
+        axis.set_ylabel(f"rank of {question.against}")
+    axis.set_xlabel("rank of an arm, mean over seeds; 0 = lowest", fontsize=8)
+    axis.legend(fontsize=8)
+
+
+def _mean_ranks(numbers: Numbers, arms: Sequence[str], seeds: Sequence[int], measure: str) -> list[float]:
+    values = [[numbers[arm][seed][measure] for arm in arms] for seed in seeds]
+    ranks = [[sum(other < one for other in of_seed) for one in of_seed] for of_seed in values]
+    return [sum(column) / len(seeds) for column in zip(*ranks, strict=True)]
 
 
 def _draw_differences(axis: Any, findings: Sequence[Finding], kind: str) -> None:

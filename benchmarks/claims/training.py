@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,7 +17,12 @@ __all__ = ["train"]
 
 
 def train(
-    model: pl.LightningModule, data: pl.LightningDataModule, steps: int, folder: Path, save_every: int = 250
+    model: pl.LightningModule,
+    data: pl.LightningDataModule,
+    steps: int,
+    folder: Path,
+    save_every: int = 250,
+    watching: Sequence[Callback] = (),
 ) -> float:
     """Train for a number of optimiser steps, from the folder's newest checkpoint if there is one.
 
@@ -27,6 +32,7 @@ def train(
         steps: optimiser steps in all, those before an interruption included.
         folder: gets ``checkpoints/``.
         save_every: optimiser steps between two checkpoints; an interruption loses at most that many.
+        watching: callbacks; what they must not lose to an interruption belongs in their ``state_dict``.
 
     Returns:
         Seconds of training, by the wall clock, those before an interruption included.
@@ -35,14 +41,15 @@ def train(
         RuntimeError: training ended early.
     """
     clock = Timer(interval="step", verbose=False)
-    callbacks: list[Callback] = [clock, RunCheckpoint(every_n_train_steps=save_every)]
+    callbacks: list[Callback] = [clock, *watching, RunCheckpoint(every_n_train_steps=save_every)]
     last = newest(folder / "checkpoints", "*.ckpt")
     with _silent_lightning():
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
             max_steps=steps,
-            gradient_clip_val=1.0,
+            # A model that steps its own optimisers clips by itself.
+            gradient_clip_val=1.0 if model.automatic_optimization else None,
             limit_val_batches=0,
             reload_dataloaders_every_n_epochs=1,  # one epoch is one plan of the data
             default_root_dir=folder,
@@ -68,6 +75,8 @@ def _silent_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # Frozen networks are.
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             yield
     finally:
         logger.setLevel(level)

@@ -18,32 +18,25 @@ Figures are PSNR in decibel and SSIM, on clean scenes that no arm has seen; seed
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 import torch
 from absolute_positions import AbsoluteNetwork
 from harness import Budget, Claim, Comparison, main
+from pictures import Reconstruct, Size, quality, scenes
 from torch import Tensor
 from torch.nn import functional as F
 from training import train
 
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
-from lightning_gen.metrics.reconstruction import PeakSignalToNoise, StructuralSimilarity
-from lightning_gen.shapes.module import ShapesDataModule
 from lightning_gen.training.optim import AdamW, WarmupCosine
-
-Size = tuple[int, int]
-Reconstruct = Callable[[Tensor], Tensor]
 
 PATCH: Final = 8
 SQUARE: Final = (64, 64)
 MIXED: Final = ((64, 64), (56, 72), (72, 56), (48, 80), (80, 48))
 """Heights and widths of at most 64 patches, between 5:3 and 3:5."""
 LOOKED_AT: Final = {"1x": (64, 64), "1.5x": (96, 96), "2x": (128, 128), "1:2": (40, 80)}
-SCENES: Final = 1 << 17
-"""Training scenes of a pass; no run is long enough to see one twice."""
 LAYER_SCALE: Final = 0.1
 """The paper's 1e-4 would leave the blocks unused in a run of a few thousand steps (configs/vitok_v2_tiny.yaml)."""
 SMALL, LARGE = "w64_d2_h2", "w128_d4_h4"
@@ -76,52 +69,6 @@ def model_of(encoder: str, decoder: str, ssim_weight: float, seed: int) -> ViTok
         schedule=WarmupCosine(),
         seed=seed,
     )
-
-
-def scenes(size: Iterable[Size], budget: Budget, seed: int) -> ShapesDataModule:
-    """Pictures of the embedded world.
-
-    Args:
-        size: heights and widths in pixels; validation takes the first.
-        budget: batch and number of pictures to measure on.
-        seed: of the scenes.
-
-    Returns:
-        The data.
-    """
-    return ShapesDataModule(
-        train="even",
-        val="even",
-        size=list(size),
-        global_batch_size=budget.batch,
-        samples=SCENES,
-        val_samples=budget.measured_on,
-        val_batch_size=32,
-        seed=seed,
-    )
-
-
-def quality(reconstruct: Reconstruct, size: Size, budget: Budget, seed: int) -> tuple[float, float]:
-    """How well unseen pictures of a size come back.
-
-    Args:
-        reconstruct: pictures (B, 3, H, W) in [-1, 1] to their reconstructions.
-        size: height and width.
-        budget: number of pictures.
-        seed: of the scenes.
-
-    Returns:
-        Mean PSNR in decibel and mean SSIM.
-    """
-    psnr, ssim = PeakSignalToNoise(), StructuralSimilarity()
-    data = scenes([size], budget, seed)
-    data.setup("validate")
-    with torch.inference_mode():
-        for batch in data.evaluation_loader("val"):
-            made = reconstruct(batch.images)
-            psnr.update(made, batch.images, batch.valid)
-            ssim.update(made, batch.images, batch.valid)
-    return float(psnr.compute()), float(ssim.compute())
 
 
 def autoencode(model: ViTokV2) -> Reconstruct:

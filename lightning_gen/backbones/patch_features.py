@@ -23,6 +23,7 @@ from lightning_gen.training.classes import class_named
 from lightning_gen.training.initialisation import initialise
 
 from .frozen import FrozenModule, ordinary_construction
+from .shipped import shipped_or_given
 from .weights import MissingWeightsError
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class MapPatches(PatchEncoder):
 
     Args:
         encoder: name of a class with ``from_pretrained`` and ``features`` (``FeatureMaps``).
-        source: folder of its weights.
+        source: folder of its weights, or the name of weights that come with the package (``shapes_encoder``).
         patch: pixels per place of the stage that is read.
         stage: which map, counted as in a list.
     """
@@ -201,9 +202,11 @@ class MapPatches(PatchEncoder):
         """See :meth:`PatchEncoder.need`."""
         from lightning_gen.training.needs import WeightNeed
 
-        found = Path(self.source).expanduser().is_dir()
-        hint = "" if found else f"there is no folder {self.source}: train {self.encoder} and export it there"
-        return WeightNeed(self.encoder, self.source, found, hint)
+        try:
+            self._folder()
+        except MissingWeightsError as error:
+            return WeightNeed(self.encoder, self.source, False, str(error))
+        return WeightNeed(self.encoder, self.source, True, "")
 
     def save(self, folder: Path) -> dict[str, Any]:
         """See :meth:`PatchEncoder.save`."""
@@ -216,12 +219,16 @@ class MapPatches(PatchEncoder):
         return {"encoder": self.encoder, "source": self.source, "patch": self.patch, "stage": self.stage}
 
     def _build(self) -> nn.Module:
-        if not Path(self.source).expanduser().is_dir():
-            raise MissingWeightsError(f"there is no folder {self.source}: train {self.encoder} and export it there")
-        network: Any = class_named(self.encoder, "encoder").from_pretrained(self.source)
+        network: Any = class_named(self.encoder, "encoder").from_pretrained(str(self._folder()))
         if not isinstance(network, nn.Module) or not hasattr(network, "features"):
             raise MissingWeightsError(f"{self.encoder} gives no module with features(images)")
         return network
+
+    def _folder(self) -> Path:
+        folder = Path(shipped_or_given(self.source)).expanduser()
+        if not folder.is_dir():
+            raise MissingWeightsError(f"there is no folder {self.source}: train {self.encoder} and export it there")
+        return folder
 
     def _features(self, pixels: Tensor) -> Tensor:
         tokens = self._maps(pixels)[self.stage].flatten(2).transpose(1, 2)

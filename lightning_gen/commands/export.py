@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
@@ -78,7 +79,7 @@ def main(argv: list[str]) -> int:
 def export(
     checkpoint: Path, output: Path, weights: str = "auto", config: str | None = None, dtype: str | None = None
 ) -> str:
-    """Write a model's weights in the layout they are published in.
+    """Write a model's weights in the layout they are published in, and a card beside them.
 
     Args:
         checkpoint: file, folder of shards, or run folder.
@@ -101,13 +102,27 @@ def export(
     average = _choose(path, weights)
     state = _rounded(read_weights(path, average), dtype, path)
     model = _build(path, config)
+    # As wherever Lightning loads a checkpoint: a model may take more from it than tensors, or refuse it.
+    model.on_load_checkpoint(dict(_rest(path)))
     _fill(model, state, path)
     output.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SavesPretrained):
         model.save_pretrained(str(output))
     else:
         _save_plain(model, output)
-    return "raw" if average is False else f"ema {average}"
+    used = "raw" if average is False else f"ema {average}"
+    _describe(model, output, path, used, dtype)
+    return used
+
+
+def _describe(model: LightningModule, output: Path, path: Path, used: str, dtype: str | None) -> None:
+    from .model_card import CARD, Exported, run_of, write_card
+    from .model_card_sections import SECTIONS
+
+    if not write_card(Exported(model, output, path, _rest(path), used, dtype, run_of(path)), SECTIONS):
+        sys.stderr.write(
+            f"{output / CARD} was written or changed by somebody and stays as it is; move it away to get a card made\n"
+        )
 
 
 def _newest(checkpoint: Path) -> Path:

@@ -27,6 +27,8 @@ class RoutingMatrix(NamedTuple):
         cos_shared: (K, K), cosine over the parameters that both losses reach; NaN where there is none.
         cos_full: (K, K), cosine over all parameters, missing gradients counting as 0; 0 where one gradient is 0.
         cos_groups: (G, K, K), ``cos_full`` within each group.
+        shared: int64, (K, K), how many numbers of all parameters are in the graphs of both losses; on the diagonal, of
+            one. 0 = their gradients cannot meet, whatever the batch.
     """
 
     losses: tuple[str, ...]
@@ -36,6 +38,7 @@ class RoutingMatrix(NamedTuple):
     cos_shared: Tensor
     cos_full: Tensor
     cos_groups: Tensor
+    shared: Tensor
 
     def scalars(self) -> dict[str, Tensor]:
         """The numbers by name, for logging: ``norm/<loss>/<group>``, ``cos_shared/<a>-<b>``, ``cos_full/<a>-<b>``.
@@ -133,6 +136,7 @@ class GradientRouter:
             cos_shared=shared,
             cos_full=_cosine(dots.sum(0)),
             cos_groups=torch.stack([_cosine(part) for part in dots]),
+            shared=self._shared(found).to(norms.device),
         )
 
     def _gradients(self, loss: Tensor) -> dict[str, list[Tensor | None]]:
@@ -142,6 +146,14 @@ class GradientRouter:
         flat = iter(torch.autograd.grad(loss, every, retain_graph=True, allow_unused=True))
         mean = {name: [_mean(next(flat)) for _ in group] for name, group in self.groups.items()}
         return mean
+
+    def _shared(self, found: Mapping[str, Mapping[str, list[Tensor | None]]]) -> Tensor:
+        """How many numbers are in the graphs of both losses, (K, K)."""
+        flat = [[gradient for group in self.groups for gradient in part[group]] for part in found.values()]
+        there = torch.tensor([[gradient is not None for gradient in row] for row in flat], dtype=torch.int64)
+        every = [parameter.numel() for group in self.groups.values() for parameter in group]
+        sizes = torch.tensor(every, dtype=torch.int64)
+        return there * sizes @ there.T
 
     def _products(self, found: Mapping[str, Mapping[str, list[Tensor | None]]]) -> tuple[Tensor, Tensor]:
         """Inner products per group (G, K, K), and the cosine over what two losses share (K, K)."""

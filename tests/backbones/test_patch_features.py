@@ -253,8 +253,32 @@ def test_maps_of_the_embedded_worlds_encoder(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted.detach())
     again = patch_encoder_named("MapPatches", encoder.save(tmp_path / "prior"), tmp_path / "prior")
     torch.testing.assert_close(again.features(pixels), found)
+    missing = MapPatches("lightning_gen.shapes.encoder.ShapesEncoder", str(tmp_path / "nowhere"), 4)
     with pytest.raises(MissingWeightsError, match="train lightning_gen.shapes.encoder.ShapesEncoder and export it"):
-        MapPatches("lightning_gen.shapes.encoder.ShapesEncoder", str(tmp_path / "nowhere"), 4).load()
+        missing.load()
+    need = missing.need()
+    assert need is not None and not need.found and "export it there" in need.hint
+
+
+def test_maps_of_weights_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_gen.backbones import shipped
+    from lightning_gen.shapes.encoder import ShapesEncoder
+
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "package")
+    encoder = MapPatches("lightning_gen.shapes.encoder.ShapesEncoder", "shapes_encoder", patch=4, stage=2)
+    need = encoder.need()
+    assert need is not None and not need.found and "data/shapes_encoder/README.md" in need.hint
+    with pytest.raises(MissingWeightsError, match="shapes_encoder are not in this installation"):
+        encoder.load()
+    ShapesEncoder(8).save_pretrained(tmp_path / "data" / "shapes_encoder")
+    need = encoder.need()
+    assert need is not None and need.found and need.source == "shapes_encoder"
+    pixels = encoder.prepare(pictures(32), (8, 8))
+    found = encoder.features(pixels)
+    # A model that is saved keeps its prior beside it and needs the shipped weights no more.
+    again = patch_encoder_named("MapPatches", encoder.save(tmp_path / "prior"), tmp_path / "prior")
+    (tmp_path / "data" / "shapes_encoder" / "model.safetensors").unlink()
+    torch.testing.assert_close(again.features(pixels), found)
 
 
 def test_untrained_features_depend_on_the_seed_alone() -> None:

@@ -19,6 +19,7 @@ import torch
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.autoencoders.vitok_v2.network import ViTokV2Network
 from lightning_gen.autoencoders.vitok_v2.variants import Variant
+from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.metrics.intervals import paired_bootstrap_interval
 from lightning_gen.nn.tokens import patchify, unpatchify
 
@@ -157,6 +158,30 @@ def test_there_is_no_verdict_before_all_seeds_are_there() -> None:
     single = verdict_of({"a": dict.fromkeys(range(3), 5.0)}, {"a": "higher"}, seeds=1)
     assert single.findings[0].interval is None and single.findings[0].word == "undecided"
     assert not verdict_of({"a": {}}, {"a": "higher"}, seeds=0).findings
+
+
+def test_an_arm_may_be_looked_at_by_itself(tmp_path: Path) -> None:
+    comparison, find = part("claim").Comparison, part("analysis").find
+    numbers = {"new": {0: {"score": 0.5}, 1: {"score": 0.9}, 2: {"score": 0.7}}}
+    found = find(comparison("score", "new", None, "higher", 0.1), numbers, [0, 1, 2])
+    assert found.differences == pytest.approx({0: 0.5, 1: 0.9, 2: 0.7}) and found.word == "holds"
+    assert found.interval == pytest.approx((0.5, 0.9))
+    assert str(found).startswith("score: new +0.700 [")
+    assert find(comparison("score", "new", None, "not higher", 0.1), numbers, [0, 1, 2]).word == "does not hold"
+    # Through the command line, its row and its picture.
+    alone = claim(Fake(dict.fromkeys(OFFSETS, 0.5)), comparisons=(comparison("other", "old", None, "higher", 0.5),))
+    assert run(alone, tmp_path) == 0 and result(tmp_path)["verdict"] == "holds"
+    assert result(tmp_path)["findings"][0]["second"] is None
+    with pytest.raises(ValueError, match="score: gone: there is no arm gone"):
+        claim(None, comparisons=(comparison("score", "gone", None, "higher", 0.1),))
+
+
+def test_missing_weights_are_told_without_a_stack_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def needy(arm: str, seed: int, budget: Any, folder: Path) -> dict[str, float]:
+        raise MissingWeightsError("the weights x are not here: make them")
+
+    assert run(claim(needy), tmp_path) == 2
+    assert capsys.readouterr().err == "error: the weights x are not here: make them\n"
 
 
 def test_a_claim_that_cannot_be_decided_is_refused() -> None:
@@ -421,7 +446,7 @@ def test_the_arms_of_a_claim_are_what_they_say() -> None:
     total = {arm: v.encoder_parameters + v.decoder_parameters for arm, v in halves.items()}
     assert total["large_decoder"] == total["large_encoder"] > 3 * total["small"]
     for one in commands.CLAIMS:
-        assert one.budget.steps * one.budget.batch < commands.SCENES and len(one.seeds) >= 5
+        assert one.budget.steps * one.budget.batch < part("pictures").SCENES and len(one.seeds) >= 5
         assert dataclasses.astuple(one.quick) < dataclasses.astuple(one.budget)
 
 
@@ -462,4 +487,10 @@ def test_make_claims_names_the_paper_the_seed_and_the_options() -> None:
     ).stdout
     assert "for claim in some_paper" in planned and "--seed 3" in planned
     every = subprocess.run([*command, "CLAIM_ARGS=--quick"], capture_output=True, text=True, check=True).stdout
-    assert "for claim in vitok_v2;" in every and "--quick" in every and "--seed" not in every
+    (names,) = {
+        line.partition("for claim in ")[2].partition(";")[0] for line in every.splitlines() if "for claim" in line
+    }
+    # Those that are commands, and nothing else of that folder.
+    papers = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert set(names.split()) == papers >= {"muse", "vitok_v2"} and "harness" not in papers
+    assert "--quick" in every and "--seed" not in every

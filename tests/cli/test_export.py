@@ -143,3 +143,20 @@ def test_numbers_can_be_written_in_half(workshop, refused):
         "export", "large.ckpt", "out", "--dtype", "float16"
     )
     assert float(exported("large.ckpt", "out", "--dtype", "bfloat16")["net.weight"].view(-1)[0]) > 6e4
+
+
+def test_a_card_lies_beside_the_weights(workshop, capsys):
+    checkpoint = trained(decays=[0.5])
+    pictures = Path("runs/toy/routing")
+    pictures.mkdir()
+    (pictures / "step_00000002.png").write_bytes(b"picture")
+    exported("runs/toy", "out")
+    card = Path("out/README.md").read_text()
+    for part in ("# out\n", "`my_idea.ToyModel`, 5 parameters", "decay 0.5", "| optimiser steps | 4 |", "| val | "):
+        assert part in card
+    assert "learning_rate: 0.05" in card and Path("out/card/routing.png").read_bytes() == b"picture"
+    Path("out/README.md").write_text("mine")
+    capsys.readouterr()
+    assert_equal(exported(checkpoint, "out", "--weights", "raw"), read_weights(checkpoint))
+    assert Path("out/README.md").read_text() == "mine"
+    assert "was written or changed by somebody and stays as it is" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_gen.backbones.frozen import FrozenModule, ordinary_construction
+from lightning_gen.backbones.shipped import SHIPPED, shipped_folder
 from lightning_gen.backbones.weights import MissingWeightsError, fetch_weights, find_weights, read_config
 from lightning_gen.training.classes import class_named
 from lightning_gen.training.needs import WeightNeed
@@ -168,8 +169,14 @@ class AffinityTeacher:
         self._network: FrozenModule | None = None
 
     def need(self) -> WeightNeed | None:
-        """Nothing is known before it is loaded."""
-        return None
+        """Whether shipped weights are here; of others nothing is known before they are loaded."""
+        if self.weights not in SHIPPED:
+            return None
+        try:
+            shipped_folder(self.weights)
+        except MissingWeightsError as error:
+            return WeightNeed("encoder (teacher)", self.weights, False, str(error))
+        return WeightNeed("encoder (teacher)", self.weights, True, "")
 
     def load(self) -> None:
         """Read the weights.

@@ -71,6 +71,22 @@ def test_affinities_of_any_encoder(tmp_path: Path) -> None:
     assert torch.allclose(found.values, (tokens @ tokens.transpose(1, 2) * 2).softmax(-1), atol=1e-6)
 
 
+def test_the_preflight_knows_whether_the_shipped_encoder_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_gen.backbones import shipped
+    from lightning_gen.shapes.encoder import ShapesEncoder
+
+    monkeypatch.setattr(shipped, "_PACKAGE", tmp_path / "lightning_gen")
+    name = "lightning_gen.shapes.encoder.ShapesEncoder"
+    need = AffinityTeacher(name, "shapes_encoder").need()
+    assert need is not None and not need.found and "shapes_encoder are not in this installation" in need.hint
+    ShapesEncoder(8).save_pretrained(tmp_path / "data" / "shapes_encoder")
+    need = AffinityTeacher(name, "shapes_encoder").need()
+    assert need is not None and need.found and need.source == "shapes_encoder"
+    assert AffinityTeacher(name, "weights/mine").need() is None
+
+
 def test_equal_colours_look_at_each_other() -> None:
     picture = torch.zeros(1, 3, 16, 16)
     picture[:, :, :, 8:] = 1.0

@@ -153,7 +153,18 @@ class Autoencoder(Protocol):
 
 
 class TextToImage(Protocol):
-    """A flow model that turns noise into the latents of an image that fits a prompt."""
+    """A flow model that turns noise into the latents of an image that fits a prompt.
+
+    Attributes:
+        network: predicts the velocity; what is trained, or what adapters are put into.
+    """
+
+    network: nn.Module
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's latents, without the batch."""
+        ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts.

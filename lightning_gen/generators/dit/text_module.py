@@ -278,6 +278,12 @@ class TextLatentDiffusion(FlowMatching):
 
     # ------------------------------------------------------------------ TextToImage
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Tokens and channels of a picture of the module's canvas."""
+        height, width = self.canvas
+        return (height // self.space.patch) * (width // self.space.patch), self.space.channels
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Encode prompts.
 

@@ -1,0 +1,1 @@
+"""Post-training of text-to-image models by rewards and preferences, one room per paper."""

@@ -41,10 +41,12 @@ class Pictures(NamedTuple):
     Attributes:
         caption: what the row shows, for instance ``"reconstruction"``.
         images: float, each (3, H, W) in [-1, 1]; sizes may differ.
+        notes: what stands under every picture, lines apart by "\\n"; empty = nothing.
     """
 
     caption: str
     images: list[Tensor]
+    notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

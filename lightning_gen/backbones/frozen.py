@@ -18,21 +18,23 @@ class FrozenModule(nn.Module):
     The network is kept outside the registry of submodules, so that a module which holds this one as an ordinary
     attribute has no more parameters than before: nothing lands in checkpoints, in the optimiser, in DDP's buckets or in
     FSDP's shards. A parent's ``.to(device)`` takes the network along; its casts, its ``train()``, its
-    ``requires_grad_()`` and its ``to_empty()`` do not reach it. It is always in eval mode and in float32.
+    ``requires_grad_()`` and its ``to_empty()`` do not reach it. It is always in eval mode.
 
     Gradients flow through it to its input.
 
     Args:
         network: the network, on its device and holding its final weights.
+        dtype: what its weights are cast to; None = they stay as they are, layer by layer.
     """
 
     network: nn.Module
     """Not a registered submodule."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None = torch.float32) -> None:
         super().__init__()
+        network = network if dtype is None else network.to(dtype)
         # Assignment would register it as a submodule.
-        self.__dict__["network"] = network.float().eval().requires_grad_(False)
+        self.__dict__["network"] = network.eval().requires_grad_(False)
         self.training = False
 
     @property

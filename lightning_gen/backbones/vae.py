@@ -17,6 +17,7 @@ from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.randomness import normal
 
+from .diffusers_models import installed_diffusers, load_diffusers_model
 from .weights import MissingWeightsError, fetch_files, read_config
 
 __all__ = ["DiffusersVAE"]
@@ -159,12 +160,7 @@ class DiffusersVAE(nn.Module):
 
 
 def _load(folder: Path) -> nn.Module:
-    try:
-        import diffusers
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "auto-encoders of diffusers need the package diffusers: pip install diffusers"
-        ) from None
+    diffusers = installed_diffusers("auto-encoders of diffusers")
     name = read_config(folder).get("_class_name")
     kind: Any = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
     is_model = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
@@ -173,25 +169,7 @@ def _load(folder: Path) -> nn.Module:
             f"{folder / 'config.json'} describes {name!r}, which is no auto-encoder of the installed diffusers "
             f"({diffusers.__version__}): give the folder of an AutoencoderKL or the like"
         )
-    options = {"local_files_only": True, "use_safetensors": True, "torch_dtype": torch.float32}
-    try:
-        # Weights are drawn before they are read: the process's own random numbers are none of its business.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            model, report = kind.from_pretrained(str(folder), output_loading_info=True, **options)
-    except Exception as error:  # whatever diffusers dislikes about the files
-        reason = str(error).strip().splitlines() or [""]
-        raise MissingWeightsError(
-            f"the weights in {folder} do not fit its config.json ({type(error).__name__}: {reason[0][:200]}). Copy "
-            "both files from one source"
-        ) from None
-    missing = sorted([*report["missing_keys"], *report["unexpected_keys"]])
-    if missing:
-        raise MissingWeightsError(
-            f"the weights in {folder} do not fit its config.json: {len(missing)} tensors are missing or unknown, "
-            f"such as {', '.join(missing[:3])}. Copy both files from one source"
-        )
-    loaded: nn.Module = model
-    return loaded
+    return load_diffusers_model(folder, kind)
 
 
 def _fold(vae: Any) -> int:

@@ -12,7 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MissingWeightsError", "fetch_files", "fetch_weights", "find_weights", "read_config"]
+__all__ = [
+    "MissingWeightsError",
+    "fetch_files",
+    "fetch_folder",
+    "fetch_weights",
+    "find_weights",
+    "read_config",
+    "weights_problem",
+]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -39,7 +47,7 @@ def find_weights(source: str, revision: str | None = None) -> tuple[Path | None,
         The folder that holds ``config.json`` and complete safetensors files, and an empty string; or None and a
         sentence that says what is missing.
     """
-    return _find(source, revision, _CONFIG, _model_problem)
+    return _find(source, revision, _CONFIG, weights_problem)
 
 
 def fetch_weights(source: str, revision: str | None = None) -> Path:
@@ -55,7 +63,7 @@ def fetch_weights(source: str, revision: str | None = None) -> Path:
     Raises:
         MissingWeightsError: the folder is incomplete, or the hub does not give the files; says what to do.
     """
-    return _fetch(source, revision, _CONFIG, [_CONFIG, _INDEX, "model*.safetensors"], _model_problem)
+    return fetch_folder(source, revision, _CONFIG, [_CONFIG, _INDEX, "model*.safetensors"], weights_problem)
 
 
 def fetch_files(
@@ -75,16 +83,71 @@ def fetch_files(
     Raises:
         MissingWeightsError: the folder is incomplete, or the hub does not give the files; says what to do.
     """
-    return _fetch(
+    return fetch_folder(
         source, revision, required[0], [*required, *optional], lambda folder: _files_problem(folder, required)
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def fetch_folder(
+    source: str, revision: str | None, first: str, wanted: Sequence[str], problem_of: Callable[[Path], str]
+) -> Path:
+    """The folder that passes a check of its own, fetched from the hub if it is not on this machine.
+
+    Args:
+        source: a local folder, or a hub id ``owner/name``.
+        revision: branch, tag or commit of the hub repository; None = ``main``.
+        first: a file at the top of the folder that it holds in any case.
+        wanted: names and patterns of the files that are fetched.
+        problem_of: what a folder lacks, as a sentence; empty if it is complete.
+
+    Returns:
+        A folder without a problem.
+
+    Raises:
+        MissingWeightsError: the folder has a problem, or the hub does not give the files; says what to do.
+    """
+    folder, problem = _find(source, revision, first, problem_of)
+    if folder is not None:
+        return folder
+    if Path(source).expanduser().exists() or not _REPOSITORY.fullmatch(source):
+        raise MissingWeightsError(f"weights of {source}: {problem}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        fetched = Path(snapshot_download(source, revision=revision, allow_patterns=list(wanted)))
+    except Exception as error:  # every failure of the hub client ends in one message of ours
+        raise MissingWeightsError(f"weights of {source}: {_hub_problem(error, revision, first)}") from None
+    problem = problem_of(fetched)
+    if problem:
+        raise MissingWeightsError(f"weights of {source}: {problem}")
+    return fetched
+
+
+def weights_problem(folder: Path, weights: str = _WEIGHTS) -> str:
+    """What a folder of one network lacks.
+
+    Args:
+        folder: holds ``config.json`` and the weights, whole or in shards with their index.
+        weights: name of the weights' file when it is whole.
+
+    Returns:
+        A sentence; empty if the folder is complete.
+    """
+    names, index = [weights], folder / f"{weights}.index.json"
+    if not (folder / weights).is_file() and index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return f"{index} is damaged: copy it again from its source"
+    return _files_problem(folder, [_CONFIG, *names])
+
+
+def read_config(folder: Path, name: str = _CONFIG) -> dict[str, Any]:
     """Read the ``config.json`` of a weights folder.
 
     Args:
         folder: the weights folder.
+        name: of the file, where it is another one.
 
     Returns:
         The JSON object.
@@ -93,11 +156,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         MissingWeightsError: the file is not a JSON object.
     """
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         config = None
     if not isinstance(config, dict):
-        raise MissingWeightsError(f"{folder / _CONFIG} is not a readable JSON object: copy it again from its source")
+        raise MissingWeightsError(f"{folder / name} is not a readable JSON object: copy it again from its source")
     return config
 
 
@@ -117,37 +180,6 @@ def _find(source: str, revision: str | None, first: str, problem_of: Callable[[P
         folder = Path(cached).parent
     problem = problem_of(folder)
     return (None, problem) if problem else (folder, "")
-
-
-def _fetch(
-    source: str, revision: str | None, first: str, wanted: Sequence[str], problem_of: Callable[[Path], str]
-) -> Path:
-    folder, problem = _find(source, revision, first, problem_of)
-    if folder is not None:
-        return folder
-    if Path(source).expanduser().exists() or not _REPOSITORY.fullmatch(source):
-        raise MissingWeightsError(f"weights of {source}: {problem}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        fetched = Path(snapshot_download(source, revision=revision, allow_patterns=list(wanted)))
-    except Exception as error:  # every failure of the hub client ends in one message of ours
-        raise MissingWeightsError(f"weights of {source}: {_hub_problem(error, revision, first)}") from None
-    problem = problem_of(fetched)
-    if problem:
-        raise MissingWeightsError(f"weights of {source}: {problem}")
-    return fetched
-
-
-def _model_problem(folder: Path) -> str:
-    """What a folder of one network lacks, as a sentence; empty if it is complete."""
-    names = [_WEIGHTS]
-    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            return f"{folder / _INDEX} is damaged: copy it again from its source"
-    return _files_problem(folder, [_CONFIG, *names])
 
 
 def _files_problem(folder: Path, required: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = [
     "alpha_bar_from_time",
     "clean",
+    "discrete_step",
     "flow_from_vp",
     "noise",
     "noised",
@@ -27,6 +28,7 @@ __all__ = [
     "score",
     "time_from_alpha_bar",
     "time_from_release",
+    "time_from_sigma",
     "timestep",
     "velocity",
     "velocity_from_clean",
@@ -348,6 +350,41 @@ def velocity_from_vp_velocity(x: Tensor, v: Tensor, alpha_bar: Tensor) -> Tensor
     a = _raise(alpha_bar, x)
     signal, disorder = a.sqrt(), (1 - a).sqrt()
     return velocity(signal * x - disorder * v, disorder * x + signal * v)
+
+
+def time_from_sigma(sigma: Tensor) -> Tensor:
+    """Time of a variance-exploding state x = x_0 + sigma eps, which is (1 + sigma) times that of the straight path.
+
+    t = sigma / (1 + sigma)
+
+    Args:
+        sigma: noise level, >= 0, 0 = clean, any shape; infinity is pure noise.
+
+    Returns:
+        t in [0, 1], same shape.
+
+    Source: arXiv:2206.00364, whose sigma is sqrt((1 - a) / a) of a DDPM state.
+    """
+    return 1 - 1 / (1 + sigma)
+
+
+def discrete_step(t: Tensor, alpha_bars: Tensor) -> Tensor:
+    """The number of a DDPM training step with the noise of a time, what U-Nets get as their time.
+
+    k + (t - t_k) / (t_{k+1} - t_k) for t_k <= t <= t_{k+1},  t_k = ``time_from_alpha_bar(alpha_bars[k])``
+
+    Args:
+        t: time in [0, 1], 0 = clean, any shape; times outside the table count as its ends.
+        alpha_bars: cumulative signal power of the K training steps, falling, (K,), on the device of ``t``.
+
+    Returns:
+        Step in [0, K - 1], shape of ``t``, dtype of ``alpha_bars``; whole numbers at the table's own times.
+    """
+    table = time_from_alpha_bar(alpha_bars)
+    t = t.to(table.dtype).clamp(table[0], table[-1])
+    above = torch.searchsorted(table, t.contiguous()).clamp(1, len(table) - 1)
+    start, end = table[above - 1], table[above]
+    return above - 1 + (t - start) / (end - start)
 
 
 def _lift(t: float | Tensor, x: Tensor) -> float | Tensor:

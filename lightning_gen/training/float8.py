@@ -124,7 +124,9 @@ def quantise_blocks(network: nn.Module, blocks: Iterable[nn.Module]) -> None:
 def _layers(network: nn.Module, blocks: Iterable[nn.Module]) -> set[nn.Linear]:
     from torch import nn
 
-    inside = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
+    linear = {module for block in blocks for module in block.modules() if isinstance(module, nn.Linear)}
+    # Adapters are too thin to gain anything, and start in a way that the exchanged layer would not know.
+    inside = {layer for layer in linear if not getattr(layer, "is_adapter", False)}
     fitting = {layer for layer in inside if not (layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE)}
     if not fitting:
         raise ValueError(

@@ -16,7 +16,8 @@ from .randomness import key_seed
 
 __all__ = ["copy_into", "initialise", "local", "plain_name"]
 
-_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module")
+# The last one is peft's: a frozen layer inside the layer that adapts it.
+_WRAPPERS = ("_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "base_layer")
 
 
 def plain_name(name: str) -> str:

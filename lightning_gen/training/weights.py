@@ -68,6 +68,7 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str, 
     Raises:
         ValueError: not a single tensor fits.
     """
+    state = {plain_name(key): tensor for key, tensor in state.items()}
     inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     given = inside or dict(state)
     targets = _targets(network)
@@ -106,6 +107,7 @@ def require_fit(network: nn.Module, state: Mapping[str, Tensor], source: str) ->
     Raises:
         ValueError: a tensor is missing, is unknown to the network or has another shape.
     """
+    state = {plain_name(key): tensor for key, tensor in state.items()}
     targets = _targets(network)
     problems = [f"{name} is missing" for name in targets if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in targets]

@@ -29,6 +29,7 @@ def fill_module(module: nn.Module, state: Mapping[str, Tensor], strict: bool) ->
     Raises:
         ValueError: names differ under ``strict``, or a shape differs.
     """
+    state = {plain_name(name): tensor for name, tensor in state.items()}
     kept = {plain_name(name) for name in module.state_dict()}
     tensors = [*module.named_parameters(), *module.named_buffers()]
     targets = {plain_name(name): tensor for name, tensor in tensors if plain_name(name) in kept}

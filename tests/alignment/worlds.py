@@ -19,7 +19,7 @@ class ToyPolicy(nn.Module):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.network = nn.Linear(2, 12)
+        self.network = nn.Sequential(nn.Linear(2, 12))
         with torch.no_grad():
             for parameter in self.network.parameters():
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))

@@ -102,3 +102,33 @@ def test_variance_preserving_limits() -> None:
     assert float(paths.vp_from_flow(torch.ones(1, dtype=F64), torch.tensor([0.5], dtype=F64))) == pytest.approx(
         math.sqrt(2)
     )
+
+
+def test_noise_levels_of_variance_exploding_states() -> None:
+    sigma = torch.tensor([0.0, 0.5, 14.6146, math.inf], dtype=F64)
+    t = paths.time_from_sigma(sigma)
+    torch.testing.assert_close(t[:3] / (1 - t[:3]), sigma[:3])
+    assert t.tolist()[::3] == [0.0, 1.0]
+    # x_0 + sigma eps is a multiple of the straight path's state, and t is the time of the DDPM state it belongs to.
+    torch.testing.assert_close(paths.noised(X_0, EPS, float(t[1])), (X_0 + 0.5 * EPS) / 1.5)
+    torch.testing.assert_close(t, paths.time_from_alpha_bar(1 / (1 + sigma**2)))
+
+
+def test_steps_of_a_ddpm_table() -> None:
+    # sqrt(a) = cos(theta), theta rising evenly: t = tan(theta) / (1 + tan(theta)) in closed form.
+    theta = torch.linspace(0.05, 1.5, 40, dtype=F64)
+    alpha_bars = theta.cos() ** 2
+    times = theta.tan() / (1 + theta.tan())
+    steps = torch.arange(40, dtype=F64)
+    torch.testing.assert_close(paths.discrete_step(times, alpha_bars), steps, atol=1e-9, rtol=0)
+    between = 0.25 * times[6] + 0.75 * times[7]
+    assert float(paths.discrete_step(between, alpha_bars)) == pytest.approx(6.75)
+    outside = torch.tensor([[0.0, 1.0]], dtype=F64)
+    assert paths.discrete_step(outside, alpha_bars).tolist() == [[0.0, 39.0]]
+    # Single precision loses a little of a step, not a step.
+    torch.testing.assert_close(paths.discrete_step(times.float(), alpha_bars), steps, atol=1e-3, rtol=0)
+
+
+def test_steps_of_a_table_that_ends_in_pure_noise() -> None:
+    alpha_bars = torch.tensor([0.9, 0.4, 0.0], dtype=F64)
+    assert paths.discrete_step(torch.tensor([1.0], dtype=F64), alpha_bars).tolist() == [2.0]

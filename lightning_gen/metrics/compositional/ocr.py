@@ -34,7 +34,7 @@ _QUOTE: Final = '"'
 class TextReader(Protocol):
     """Reads the text in a picture."""
 
-    def __call__(self, image: Tensor) -> Sequence[tuple[str, float]]:
+    def __call__(self, image: Tensor) -> list[tuple[str, float]]:
         """Read.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def draw_grid(rows: Sequence[Pictures], max_images: int, max_edge: int) -> Image
         max_edge: longest edge of a picture, in pixels; longer ones are reduced, none is enlarged.
 
     Returns:
-        An RGB picture. Every column is as wide as its widest picture and every row as high as its highest.
+        An RGB picture. Every column is as wide as its widest picture or note, every row as high as its highest.
 
     Raises:
         ValueError: there is no picture.
@@ -98,20 +99,34 @@ def draw_grid(rows: Sequence[Pictures], max_images: int, max_edge: int) -> Image
     if not any(cells):
         raise ValueError("pictures() returned no picture to draw")
     columns = max(len(row) for row in cells)
-    widths = [max((row[k].width for row in cells if k < len(row)), default=0) for k in range(columns)]
+    notes = [_note_sizes(row.notes[:max_images]) for row in rows]
+    spans = [[cell.width for cell in row] for row in cells] + [[width for width, _ in row] for row in notes]
+    widths = [max(row[k] for row in spans if k < len(row)) for k in range(columns)]
     heights = [max((cell.height for cell in row), default=0) for row in cells]
-    size = (sum(widths) + _GAP * (columns + 1), sum(heights) + (_STRIP + _GAP) * len(cells) + _GAP)
+    below = [max((height for _, height in row), default=0) for row in notes]
+    size = (sum(widths) + _GAP * (columns + 1), sum(heights) + sum(below) + (_STRIP + _GAP) * len(cells) + _GAP)
     grid = Image.new("RGB", size, _BACKGROUND)
     pen = ImageDraw.Draw(grid)
     top = 0
-    for row, images, height in zip(rows, cells, heights, strict=True):
+    for row, images, height, under in zip(rows, cells, heights, below, strict=True):
         pen.text((_GAP, top + 2), row.caption, fill=_INK)
         left, top = _GAP, top + _STRIP
-        for image, width in zip(images, widths, strict=False):
+        for number, (image, width) in enumerate(zip(images, widths, strict=False)):
             grid.paste(image, (left, top))
+            if number < len(row.notes):
+                pen.text((left, top + height), row.notes[number], fill=_INK)
             left += width + _GAP
-        top += height + _GAP
+        top += height + under + _GAP
     return grid
+
+
+def _note_sizes(notes: Sequence[str]) -> list[tuple[int, int]]:
+    """Width and height of every note in pixels."""
+    from PIL import Image, ImageDraw
+
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = [pen.textbbox((0, 0), note) for note in notes]
+    return [(math.ceil(right), math.ceil(bottom) + _GAP) for _, _, right, bottom in boxes]
 
 
 def _to_pil(picture: Tensor, max_edge: int) -> Image:

@@ -1,0 +1,273 @@
+"""DiffusionNFT in training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gen.alignment.diffusion_nft.objective import (
+    OldPolicySchedule,
+    Weighting,
+    nft_losses,
+    old_policy_decay,
+    reference_loss,
+)
+from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Updates
+from lightning_gen.alignment.policies import PipelinePolicy
+from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, row_keys
+from lightning_gen.backbones.lora import LoRASettings
+from lightning_gen.data.batches import PromptBatch
+from lightning_gen.flow import paths
+from lightning_gen.flow.solvers import SOLVERS
+from lightning_gen.rewards.advantages import AdvantageMode, AdvantageSettings, optimality
+from lightning_gen.rewards.rewards import RewardSuite
+from lightning_gen.training.optim import AdamW
+from lightning_gen.training.randomness import normal, uniform
+
+__all__ = ["CleanRollout", "DiffusionNFT", "NFTLoss"]
+
+OLD = "old"
+"""Name of the adapter that makes the pictures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CleanRollout:
+    """How pictures are made to learn from; only the last state is kept.
+
+    Attributes:
+        steps: of the solver.
+        solver: see ``flow.solvers.SOLVERS``; published: the second-order multistep one.
+        guidance: 1; the implicit policies are those of the velocity itself.
+        trained_times: how many of the grid's times a picture is trained at; None = all but one, int(0.99 steps).
+
+    Raises:
+        ValueError: guidance, an unknown solver, or more times than the grid has.
+
+    Source: arXiv:2509.16117 and its published configurations.
+    """
+
+    steps: int = 10
+    solver: str = "dpm_solver"
+    guidance: float = 1.0
+    trained_times: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.guidance != 1.0:
+            raise ValueError(
+                f"guidance is {self.guidance}: DiffusionNFT learns the velocity that made the pictures, and a guided "
+                "one is not the network's; set it to 1 (the paper starts from pictures without guidance, too)"
+            )
+        if self.solver not in SOLVERS or self.steps < 2:
+            raise ValueError(
+                f"a rollout takes at least 2 steps of {', '.join(SOLVERS)}, got {self.steps} of {self.solver}"
+            )
+        if not 1 <= self.times_per_picture <= self.steps:
+            raise ValueError(f"trained_times lies between 1 and {self.steps}, got {self.trained_times}")
+
+    @property
+    def times_per_picture(self) -> int:
+        """Trained times of a picture."""
+        return int(0.99 * self.steps) if self.trained_times is None else self.trained_times
+
+
+@dataclasses.dataclass(frozen=True)
+class NFTLoss:
+    """What is learned from a picture.
+
+    Attributes:
+        strength: b; published: 1, and 0.1 for OCR and several rewards.
+        weighting: of a picture's error.
+        mode: which advantages count, see ``rewards.advantages.optimality``.
+        advantage_clip: largest advantage; also the factor of the loss.
+        kl: weight of the distance to the reference; 0 = none.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    strength: float = 1.0
+    weighting: Weighting = "adaptive"
+    mode: AdvantageMode = "all"
+    advantage_clip: float = 5.0
+    kl: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0 or not self.advantage_clip > 0 or self.kl < 0:
+            raise ValueError(f"strength and advantage_clip are positive, kl is not negative: {self}")
+
+
+class DiffusionNFT(OnlineTraining):
+    """Learning from good and bad pictures on the forward process; no trajectory, no likelihood.
+
+    r = 1/2 + 1/2 clip(A / c, -1, 1);  loss = c mean [r / b |x_plus - x_0|^2 / w + (1 - r) / b |x_minus - x_0|^2 / w]
+    + beta mean (v - v_ref)^2
+
+    Pictures are made by a second adapter, the old policy, which follows the trained one after every rollout.
+
+    Args:
+        policy: name of shipped weights, a folder, a pipeline of diffusers, or a text-to-image model.
+        rewards: what is paid for.
+        rollout: how pictures are made to learn from.
+        loss: what is learned from a picture.
+        old_policy: how the old policy follows the trained one.
+        old_policy_ceiling: largest share that stays; None = that of the schedule.
+        advantages: how rewards become advantages.
+        updates: how a rollout is learned from.
+        lora: shape of the adapters.
+        evaluation: how pictures are made in validation.
+        optimizer: of the trained adapter.
+        init_adapter: folder of an adapter to start from; None = the base.
+        seed: of the adapters and of every keyed draw.
+
+    Source: arXiv:2509.16117.
+    """
+
+    def __init__(
+        self,
+        policy: str | PipelinePolicy | nn.Module,
+        rewards: RewardSuite,
+        rollout: CleanRollout = CleanRollout(),  # noqa: B008 (frozen)
+        loss: NFTLoss = NFTLoss(),  # noqa: B008 (frozen)
+        old_policy: OldPolicySchedule = "ramp",
+        old_policy_ceiling: float | None = None,
+        advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008 (frozen)
+        updates: Updates = Updates(skip_worthless=False),  # noqa: B008 (frozen)
+        lora: LoRASettings = LoRASettings(),  # noqa: B008 (frozen)
+        evaluation: Evaluation = Evaluation(guidance=1.0),  # noqa: B008 (frozen)
+        optimizer: AdamW = AdamW(3e-4, betas=(0.9, 0.999), weight_decay=1e-4),  # noqa: B008 (frozen)
+        init_adapter: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            policy, rewards, (DEFAULT, OLD), lora, advantages, updates, evaluation, optimizer, init_adapter, seed
+        )
+        self.how, self.loss = rollout, loss
+        self.old_policy, self.old_policy_ceiling = old_policy, old_policy_ceiling
+        old_policy_decay(0, old_policy, old_policy_ceiling)
+
+    def on_fit_start(self) -> None:
+        """The old policy begins as the trained one; a resumed run has its own."""
+        super().on_fit_start()
+        if self.trainer.ckpt_path is None:
+            self.bank.copy(DEFAULT, OLD)
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Sample by the old policy, score, compare within groups, learn, and let the old policy follow.
+
+        Args:
+            batch: prompts in groups.
+            batch_idx: not used: every draw is keyed by the rows.
+
+        Returns:
+            The mean loss.
+
+        Source: arXiv:2509.16117 algorithm 1.
+        """
+        rollout = self.sample(batch)
+        scores = self.score(rollout)
+        advantages = self.advantages(scores, rollout)
+        losses = []
+        for rows in self.updates_of(advantages, rollout):
+            losses.append(self.learn(rollout, advantages, rows))
+            self.update()
+        decay = old_policy_decay(self.trainer.global_step, self.old_policy, self.old_policy_ceiling)
+        self.bank.blend(OLD, DEFAULT, decay)
+        loss = torch.stack(losses).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/old_policy_decay", decay, batch_size=len(batch))
+        return loss
+
+    @torch.no_grad()
+    def sample(self, batch: PromptBatch) -> Rollout:
+        """Make pictures by the old policy.
+
+        Args:
+            batch: prompts.
+
+        Returns:
+            Clean pictures.
+        """
+        times, keys = self.policy.times(self.how.steps), row_keys(batch)
+        parts = []
+        with self.bank.using(OLD):
+            for part in micro_batches(len(batch), self.updates.micro_batch_size):
+                noise = initial_noise(self.policy.latent_shape, self.seed, batch.epoch, keys[part])
+                parts.append(SOLVERS[self.how.solver](self.field(batch.prompt[part], 1.0), noise, times))
+        return self.record(batch, torch.cat(parts), times)
+
+    def learn(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+        """Accumulate the gradient of some rows at all their trained times.
+
+        Args:
+            rollout: pictures.
+            advantages: of all rows of this rank, (B,).
+            rows: which of them, int64.
+
+        Returns:
+            Their mean loss, no gradient.
+        """
+        count = self.how.times_per_picture
+        worth = optimality(advantages, self.loss.mode, self.loss.advantage_clip)
+        total = advantages.new_zeros(())
+        for part in micro_batches(len(rows), self.updates.micro_batch_size):
+            chosen = rows[part]
+            times = self.trained_times(rollout, chosen)
+            for number in range(count):
+                loss = self.time_loss(rollout, worth, chosen, times[:, number], number)
+                share = len(chosen) / (len(rows) * count)
+                self.manual_backward(loss * share)
+                total = total + share * loss.detach()
+        return total
+
+    def trained_times(self, rollout: Rollout, rows: Tensor) -> Tensor:
+        """Times at which pictures are noised: those of the rollout's own grid, in an order of every picture's own.
+
+        Args:
+            rollout: pictures.
+            rows: of the micro-batch, int64.
+
+        Returns:
+            float32, (rows, n); the first ``times_per_picture`` are used.
+
+        Source: arXiv:2509.16117, published trainer (not uniform times).
+        """
+        grid = rollout.times[:-1].to(rows.device)
+        draws = uniform(self.seed, "trained times", self.trainer.global_step, rollout.keys[rows], (len(grid),))
+        return grid[draws.argsort(1)].float()
+
+    def time_loss(self, rollout: Rollout, worth: Tensor, rows: Tensor, t: Tensor, number: int) -> Tensor:
+        """Loss of a micro-batch, every picture at one time.
+
+        Args:
+            rollout: pictures.
+            worth: optimality of all rows of this rank, (B,).
+            rows: of the micro-batch, int64.
+            t: time of each, (rows,).
+            number: of the time; every one has noise of its own.
+
+        Returns:
+            Scalar.
+        """
+        x_0 = rollout.latents[rows]
+        shape, step = tuple(x_0.shape[1:]), self.trainer.global_step
+        eps = normal(self.seed, f"forward noise {number}", step, rollout.keys[rows], shape)
+        x_t = paths.noised(x_0, eps, t)
+        prompts = [rollout.prompts[row] for row in rows.tolist()]
+        with torch.no_grad():
+            text = self.policy.encode_prompts(prompts)
+            with self.bank.using(OLD):
+                v_old = self.policy.velocity(x_t, t, text)
+        v = self.policy.velocity(x_t, t, text)
+        how = self.loss
+        losses = nft_losses(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
+        loss = how.advantage_clip * losses.mean()
+        self.log("train/old_distance", (v.detach() - v_old).square().mean().float(), batch_size=len(rows))
+        if how.kl == 0:
+            return loss
+        with torch.no_grad(), self.bank.disabled():
+            v_reference = self.policy.velocity(x_t, t, text)
+        distance = reference_loss(v, v_reference)
+        self.log("train/kl", distance.detach(), batch_size=len(rows))
+        return loss + how.kl * distance

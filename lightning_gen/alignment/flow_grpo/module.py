@@ -1,0 +1,224 @@
+"""Flow-GRPO in training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gen.alignment.flow_grpo.objective import clipped_share, policy_loss, probability_ratio
+from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Updates
+from lightning_gen.alignment.policies import PipelinePolicy
+from lightning_gen.alignment.rollout import (
+    Rollout,
+    Trajectory,
+    initial_noise,
+    micro_batches,
+    roll_out,
+    row_keys,
+    step_noise,
+    stochastic_steps,
+)
+from lightning_gen.backbones.lora import LoRASettings
+from lightning_gen.data.batches import PromptBatch
+from lightning_gen.flow.transitions import DivergenceForm, Kind, Stochasticity, Transition, gaussian_divergence
+from lightning_gen.rewards.advantages import AdvantageSettings
+from lightning_gen.rewards.rewards import RewardSuite
+from lightning_gen.training.optim import AdamW
+
+__all__ = ["FlowGRPO", "StochasticRollout"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticRollout:
+    """How pictures are made to learn from.
+
+    Attributes:
+        steps: of the grid; all but the last are trained, or a window of them.
+        guidance: scale of classifier-free guidance in rollouts and in training; 1 = none.
+        kind: how noise enters, ``sde`` or ``cps``.
+        noise_level: a.
+        window_size: stochastic and trained steps of a rollout ("Fast"); 0 = all but the last.
+        window: first step and the step after the last one where the window may lie; None = anywhere.
+        same_noise: whether all members of a group begin with the same noise.
+
+    Raises:
+        ValueError: noise or a window that makes no sense.
+
+    Source: arXiv:2505.05470 and its published configurations (10 steps, 4.5, 0.7; Fast: a window of 2).
+    """
+
+    steps: int = 10
+    guidance: float = 4.5
+    kind: Kind = "sde"
+    noise_level: float = 0.7
+    window_size: int = 0
+    window: tuple[int, int] | None = None
+    same_noise: bool = False
+
+    def __post_init__(self) -> None:
+        stochastic_steps(self.steps, self.window_size, self.window)
+        if self.stochasticity().noise_level == 0:
+            raise ValueError("noise_level is 0: a deterministic rollout has no likelihood to learn from")
+
+    def stochasticity(self) -> Stochasticity:
+        """How noise enters."""
+        return Stochasticity(self.kind, self.noise_level)
+
+
+class FlowGRPO(OnlineTraining):
+    """Policy gradients on the steps of a stochastic sampler, against the mean of a prompt's pictures.
+
+    loss = mean max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) + beta KL(policy, reference),  ratio of one denoising step
+
+    The reference is the base without adapters. Inner updates are exactly on the policy only in the first of them.
+
+    Args:
+        policy: name of shipped weights, a folder, a pipeline of diffusers, or a text-to-image model.
+        rewards: what is paid for.
+        rollout: how pictures are made to learn from.
+        clip: c, range of the ratio; 1e-4 published, 1e-5 without guidance.
+        advantage_clip: largest advantage.
+        kl: beta; 0 = no reference.
+        kl_form: ``published``, which its weights are tuned to, or ``exact``.
+        advantages: how rewards become advantages.
+        updates: how a rollout is learned from; published: two optimiser steps.
+        lora: shape of the adapter.
+        evaluation: how pictures are made in validation.
+        optimizer: of the adapter.
+        init_adapter: folder of an adapter to start from; None = the base.
+        seed: of the adapter and of every keyed draw.
+
+    Source: arXiv:2505.05470.
+    """
+
+    def __init__(
+        self,
+        policy: str | PipelinePolicy | nn.Module,
+        rewards: RewardSuite,
+        rollout: StochasticRollout = StochasticRollout(),  # noqa: B008 (frozen)
+        clip: float = 1e-4,
+        advantage_clip: float = 5.0,
+        kl: float = 0.04,
+        kl_form: DivergenceForm = "published",
+        advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008 (frozen)
+        updates: Updates = Updates(per_rollout=2),  # noqa: B008 (frozen)
+        lora: LoRASettings = LoRASettings(),  # noqa: B008 (frozen)
+        evaluation: Evaluation = Evaluation(),  # noqa: B008 (frozen)
+        optimizer: AdamW = AdamW(3e-4, betas=(0.9, 0.999), weight_decay=1e-4),  # noqa: B008 (frozen)
+        init_adapter: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not clip > 0 or not advantage_clip > 0 or kl < 0:
+            raise ValueError(
+                f"clip and advantage_clip are positive, kl is not negative: {clip}, {advantage_clip}, {kl}"
+            )
+        super().__init__(
+            policy, rewards, (DEFAULT,), lora, advantages, updates, evaluation, optimizer, init_adapter, seed
+        )
+        self.how, self.clip, self.advantage_clip = rollout, clip, advantage_clip
+        self.kl, self.kl_form = kl, kl_form
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+        """Sample, score, compare within groups, and take the optimiser steps of this rollout.
+
+        Args:
+            batch: prompts in groups.
+            batch_idx: not used: every draw is keyed by the rows.
+
+        Returns:
+            The mean loss.
+
+        Source: arXiv:2505.05470 algorithm 1.
+        """
+        rollout = self.sample(batch)
+        scores = self.score(rollout)
+        advantages = self.advantages(scores, rollout)
+        losses = []
+        for rows in self.updates_of(advantages, rollout):
+            losses.append(self.learn(rollout, advantages, rows))
+            self.update()
+        loss = torch.stack(losses).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    @torch.no_grad()
+    def sample(self, batch: PromptBatch) -> Rollout:
+        """Make pictures by stochastic steps of the current policy.
+
+        Args:
+            batch: prompts.
+
+        Returns:
+            Pictures and the trained steps.
+        """
+        how, shape, times = self.how, self.policy.latent_shape, self.policy.times(self.how.steps)
+        steps = stochastic_steps(how.steps, how.window_size, how.window, self.seed, self.trainer.global_step)
+        keys = row_keys(batch)
+        parts = []
+        for part in micro_batches(len(batch), self.updates.micro_batch_size):
+            shared = batch.index[part] if how.same_noise else None
+            noise = initial_noise(shape, self.seed, batch.epoch, keys[part], shared)
+            drawn = step_noise(shape, self.seed, batch.epoch, keys[part])
+            field = self.field(batch.prompt[part], how.guidance)
+            parts.append(roll_out(field, noise, times, how.stochasticity(), steps, drawn))
+        walk = Trajectory(*(torch.cat(several) for several in zip(*parts, strict=True)))
+        return self.record(batch, walk.latents, times, trajectory=walk, steps=steps)
+
+    def learn(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+        """Accumulate the gradient of some rows over all their trained steps.
+
+        Args:
+            rollout: what was done.
+            advantages: of all rows of this rank, (B,).
+            rows: which of them, int64.
+
+        Returns:
+            Their mean loss, no gradient.
+        """
+        total = advantages.new_zeros(())
+        for part in micro_batches(len(rows), self.updates.micro_batch_size):
+            for place in range(len(rollout.steps)):
+                loss = self.step_loss(rollout, advantages, rows[part], place)
+                share = len(rows[part]) / (len(rows) * len(rollout.steps))
+                self.manual_backward(loss * share)
+                total = total + share * loss.detach()
+        return total
+
+    def step_loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor, place: int) -> Tensor:
+        """Loss of one denoising step of a micro-batch.
+
+        Args:
+            rollout: what was done.
+            advantages: of all rows of this rank, (B,).
+            rows: of the micro-batch, int64.
+            place: of the step among the trained ones.
+
+        Returns:
+            Scalar.
+        """
+        walk = rollout.trajectory
+        assert walk is not None
+        action = walk.actions[rows, place]
+        transition = self._transition(rollout, rows, place)
+        log_prob = self.how.stochasticity().log_prob(action, transition)
+        ratio = probability_ratio(log_prob, walk.log_probs[rows, place])
+        loss = policy_loss(ratio, advantages[rows], self.clip, self.advantage_clip)
+        self.log("train/clipped", clipped_share(ratio.detach(), self.clip), batch_size=len(rows))
+        if self.kl == 0:
+            return loss
+        with torch.no_grad(), self.bank.disabled():
+            reference = self._transition(rollout, rows, place)
+        divergence = gaussian_divergence(transition, reference, self.kl_form).mean()
+        self.log("train/kl", divergence.detach(), batch_size=len(rows))
+        return loss + self.kl * divergence
+
+    def _transition(self, rollout: Rollout, rows: Tensor, place: int) -> Transition:
+        assert rollout.trajectory is not None
+        step = rollout.steps[place]
+        state = rollout.trajectory.states[rows, place]
+        prompts: Sequence[str] = [rollout.prompts[row] for row in rows.tolist()]
+        v = self.field(prompts, self.how.guidance)(state, float(rollout.times[step]))
+        return self.how.stochasticity().transition(state, v, rollout.times, step)

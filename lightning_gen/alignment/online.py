@@ -1,0 +1,442 @@
+"""What online training by rewards needs, however it learns: a policy with adapters, scores, advantages, updates.
+
+A room's ``training_step`` puts these together; one step samples, scores, computes advantages and makes all inner
+updates, so that a checkpoint never holds half of one.
+
+Shape letters: B rows of this rank, N rows of all ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy
+from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, policy_velocity, row_keys
+from lightning_gen.backbones.lora import AdapterBank, LoRASettings
+from lightning_gen.backbones.lora_files import write_adapter
+from lightning_gen.data.batches import PromptBatch
+from lightning_gen.data.transforms import signed_to_unit
+from lightning_gen.flow.guidance import Guidance
+from lightning_gen.flow.solvers import SOLVERS, Velocity
+from lightning_gen.interfaces import Conditioning, Pictures, TextToImage
+from lightning_gen.nn.ranks import gather_over_ranks, mean_over_ranks
+from lightning_gen.rewards.advantages import AdvantageSettings, epoch_advantages, training_mask
+from lightning_gen.rewards.applicability import read_metadata
+from lightning_gen.rewards.rewards import RewardScores, RewardSuite
+from lightning_gen.training.needs import ModelNeeds, WeightNeed
+from lightning_gen.training.optim import AdamW
+from lightning_gen.training.strategies import prepare
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+__all__ = ["Evaluation", "OnlineTraining", "Updates"]
+
+DEFAULT = "default"
+"""Name of the adapter that is trained."""
+
+_OPTIMIZER = AdamW(3e-4, betas=(0.9, 0.999), weight_decay=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How pictures are made in validation and for the sample grid.
+
+    Attributes:
+        steps: of the solver.
+        solver: see ``flow.solvers.SOLVERS``.
+        guidance: scale of classifier-free guidance; 1 = none.
+
+    Raises:
+        ValueError: an unknown solver or no step.
+
+    Source: arXiv:2505.05470 and arXiv:2509.16117: 40 deterministic Euler steps.
+    """
+
+    steps: int = 40
+    solver: str = "euler"
+    guidance: float = 4.5
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS or self.steps < 1:
+            raise ValueError(
+                f"evaluation takes at least 1 step of {', '.join(SOLVERS)}, got {self.steps} of {self.solver!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """How a rollout is learned from.
+
+    Attributes:
+        per_rollout: optimiser steps per rollout; every row is in one of them, by its place in the global batch.
+        micro_batch_size: rows in one pass through the network, in sampling too.
+        clip: largest norm of the gradient.
+        skip_worthless: leave out rows whose advantage is 0, filled up at random to equal updates.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    per_rollout: int = 1
+    micro_batch_size: int = 8
+    clip: float = 1.0
+    skip_worthless: bool = True
+
+    def __post_init__(self) -> None:
+        if self.per_rollout < 1 or self.micro_batch_size < 1 or self.clip <= 0:
+            raise ValueError(f"updates need per_rollout and micro_batch_size of at least 1 and a positive clip: {self}")
+
+
+class OnlineTraining(pl.LightningModule):
+    """Ground of the rooms that train a text-to-image model by rewards on its own pictures.
+
+    The base stays frozen; adapters are trained, saved and exported. ``trainer.max_steps`` counts optimiser steps.
+    Pictures of a row depend on (seed, pass, prompt, member) alone.
+
+    Args:
+        policy: name of shipped weights, a folder, a pipeline of diffusers, or a text-to-image model.
+        rewards: what is paid for.
+        adapters: names of the adapters, the trained one first.
+        lora: their shape.
+        advantages: how rewards become advantages.
+        updates: how a rollout is learned from.
+        evaluation: how pictures are made in validation.
+        optimizer: of the adapter.
+        init_adapter: folder of an adapter to start from; None = the base.
+        seed: of adapters and of every keyed draw.
+    """
+
+    def __init__(
+        self,
+        policy: str | PipelinePolicy | nn.Module,
+        rewards: RewardSuite,
+        adapters: Sequence[str],
+        lora: LoRASettings,
+        advantages: AdvantageSettings,
+        updates: Updates,
+        evaluation: Evaluation,
+        optimizer: AdamW = _OPTIMIZER,
+        init_adapter: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # only adapters are in a checkpoint; on_load_checkpoint looks at their names
+        # Weights are read by configure_model, so that a configuration can be built and checked where there are none.
+        self._source, self._init_adapter = [policy], init_adapter
+        self._adapters, self._lora = tuple(adapters), lora
+        self.policy: TextToImage
+        self.bank: AdapterBank
+        self.rewards, self.advantage_settings, self.updates = rewards, advantages, updates
+        self.evaluation, self.optimizer, self.seed = evaluation, optimizer, seed
+        self._scored: dict[str, list[Tensor]] = {}
+
+    # ------------------------------------------------------------------ building
+
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> ModelNeeds:
+        """What a run with these arguments needs; nothing is built.
+
+        Args:
+            init_args: constructor arguments, as parsed from a config.
+
+        Returns:
+            The policy's weights; their number is not known before they are read.
+        """
+        policy = init_args.get("policy")
+        pipeline = policy.get("pipeline") if isinstance(policy, Mapping) else getattr(policy, "pipeline", None)
+        if pipeline is None:
+            return ModelNeeds(trainable=0)
+        hint = "give the folder of a diffusers pipeline with its model_index.json"
+        found = (Path(str(pipeline)) / "model_index.json").is_file()
+        return ModelNeeds(trainable=0, weights=(WeightNeed("the policy's pipeline", str(pipeline), found, hint),))
+
+    def configure_model(self) -> None:
+        """Load the policy, put the adapters into it, and shard it; does nothing the second time."""
+        if hasattr(self, "bank"):
+            return
+        policy = open_policy(self._source.pop())
+        self.bank = AdapterBank(policy.network, self._lora, self._adapters, self._adapters[0], self.seed)
+        self.policy = policy
+        if self._init_adapter is not None:
+            self.load_adapter(self._init_adapter)
+        if self.device_mesh is not None:
+            prepare(policy.network, device_mesh=self.device_mesh, seed=self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work."""
+        repeats = getattr(getattr(self.trainer, "datamodule", None), "repeats", None)
+        if stage == "fit" and repeats is not None and repeats < 2:
+            raise ValueError(
+                f"data.repeats is {repeats}: a picture is judged against others of its prompt, so every prompt must "
+                "come at least twice (paper: 24); a group of one learns from noise alone"
+            )
+
+    def on_fit_start(self) -> None:
+        """Warn of what is known to fail."""
+        if getattr(self.policy, "is_distilled", False):
+            warnings.warn(
+                "the policy is distilled to few steps: losses of flow matching are known to blur such models; start "
+                "from the model that it was distilled from",
+                stacklevel=2,
+            )
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW on the trained adapter."""
+        group = {"params": self.bank.parameters(self.bank.trainable), "weight_decay": self.optimizer.weight_decay}
+        return self.optimizer.build_groups([group])
+
+    def on_train_start(self) -> None:
+        """Gradients are averaged once per update by :meth:`update`, not in every backward pass."""
+        wrapped: Any = self.trainer.strategy.model
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+            wrapped.require_backward_grad_sync = False
+
+    # ------------------------------------------------------------------ sampling and scoring
+
+    def field(self, prompts: Sequence[str], guidance: float) -> Velocity:
+        """The policy with prompts as a velocity field, by the adapter that is on.
+
+        Args:
+            prompts: of one micro-batch.
+            guidance: scale; the guided velocity is the policy.
+
+        Returns:
+            v(x, t).
+        """
+        with torch.no_grad():
+            text: Conditioning = self.policy.encode_prompts(prompts)
+            nothing = text if guidance == 1.0 else self.policy.encode_prompts([""] * len(prompts))
+        return policy_velocity(self.policy, text, nothing, Guidance(guidance))
+
+    def record(self, batch: PromptBatch, latents: Tensor, times: Tensor, **rest: Any) -> Rollout:
+        """A rollout of a batch.
+
+        Args:
+            batch: the prompts.
+            latents: that were made, (B, ...).
+            times: the grid.
+            rest: further fields of the record.
+
+        Returns:
+            The record, with pictures and without rewards.
+        """
+        parts = micro_batches(len(latents), self.updates.micro_batch_size)
+        with torch.no_grad():
+            images = torch.cat([self.policy.latents_to_images(latents[part]).clamp(-1, 1) for part in parts])
+        fields = {"trajectory": None, "steps": ()} | rest
+        return Rollout(
+            latents=latents, times=times, images=signed_to_unit(images), prompts=batch.prompt,
+            metadata=tuple(read_metadata(batch.metadata)), keys=row_keys(batch), group=batch.group, valid=batch.valid,
+            **fields,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def make(self, batch: PromptBatch, evaluation: Evaluation | None = None) -> Rollout:
+        """Make pictures as in validation.
+
+        Args:
+            batch: prompts.
+            evaluation: None = the module's.
+
+        Returns:
+            The record.
+        """
+        how = evaluation or self.evaluation
+        times, keys = self.policy.times(how.steps), row_keys(batch)
+        parts = []
+        for part in micro_batches(len(batch), self.updates.micro_batch_size):
+            noise = initial_noise(self.policy.latent_shape, self.seed, 0, keys[part])
+            parts.append(SOLVERS[how.solver](self.field(batch.prompt[part], how.guidance), noise, times))
+        return self.record(batch, torch.cat(parts), times)
+
+    def score(self, rollout: Rollout) -> RewardScores:
+        """Rewards of this rank's pictures.
+
+        Args:
+            rollout: pictures.
+
+        Returns:
+            Scores of B rows.
+        """
+        return self.rewards(rollout.images, rollout.prompts, rollout.metadata)
+
+    def advantages(self, scores: RewardScores, rollout: Rollout) -> Tensor:
+        """What this rank's pictures are worth, against all pictures of all ranks; logs what was paid.
+
+        Args:
+            scores: of this rank.
+            rollout: their pictures.
+
+        Returns:
+            (B,).
+        """
+        everyone = {name: gather_over_ranks(raw)[0] for name, raw in scores.raw.items()}
+        group, first = gather_over_ranks(rollout.group)
+        paid = self.rewards.combine_scores(everyone)
+        self.log_all({f"rewards/{name}": value for name, value in paid.means().items()}, len(rollout))
+        settings = self.advantage_settings
+        found = epoch_advantages(paid.normalised, self.rewards.weights, group, settings).total
+        contrast = gather_over_ranks(rollout.images.flatten(1).std(1))[0].mean()
+        watched = {"contrast": contrast, "worthless": (found == 0).float().mean(), "reward_std": _spread(paid.total)}
+        self.log_all({f"train/{name}": value for name, value in watched.items()}, len(rollout))
+        return found[first : first + len(rollout)]
+
+    def log_all(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Log numbers that are the same on every rank; NaN is left out.
+
+        Args:
+            values: name -> scalar.
+            count: rows.
+        """
+        known = {name: value.detach().float() for name, value in values.items() if not bool(value.isnan())}
+        self.log_dict(known, batch_size=count)
+
+    # ------------------------------------------------------------------ learning
+
+    def updates_of(self, advantages: Tensor, rollout: Rollout) -> Iterator[Tensor]:
+        """Rows of every optimiser step: by their place, so that world size does not change which rows go together.
+
+        Args:
+            advantages: (B,).
+            rollout: their pictures.
+
+        Yields:
+            int64 numbers of rows; as many on every rank.
+
+        Raises:
+            ValueError: rows that cannot be shared out evenly.
+        """
+        count = self.updates.per_rollout
+        if len(rollout) % count:
+            raise ValueError(
+                f"{len(rollout)} rows per rank cannot be shared out over {count} updates: change "
+                "data.global_batch_size or updates.per_rollout"
+            )
+        rows = torch.arange(len(rollout), device=advantages.device)
+        if self.updates.skip_worthless:
+            everyone, first = gather_over_ranks(advantages)
+            keys, world = gather_over_ranks(rollout.keys)[0], self.trainer.world_size
+            mask = training_mask(
+                everyone, count, seed=self.seed, epoch=self.trainer.global_step, index=keys, parts=world
+            )
+            rows = rows[mask[first : first + len(rollout)]]
+        for update in range(count):
+            yield rows[update::count]
+
+    def update(self) -> None:
+        """One optimiser step on what has been accumulated, averaged over the ranks."""
+        optimizer: Any = self.optimizers()
+        parameters = self.bank.parameters(self.bank.trainable)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad = mean_over_ranks(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.updates.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.log("train/gradient_norm", norm.detach().float(), batch_size=1)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Score pictures of the validation prompts.
+
+        Args:
+            batch: prompts.
+            batch_idx: not used.
+        """
+        scores = self.score(self.make(batch))
+        for name, raw in ({**scores.raw, "total": scores.total}).items():
+            self._scored.setdefault(name, []).append(raw[batch.valid])
+
+    def on_validation_epoch_end(self) -> None:
+        """Means over the whole set."""
+        for name, parts in sorted(self._scored.items()):
+            mine = torch.cat(parts)
+            counted = mine[~mine.isnan()].double()
+            sums = torch.stack([counted.sum(), counted.new_tensor(float(len(counted)))])
+            total, count = gather_over_ranks(sums[None])[0].sum(0)
+            if count > 0:
+                self.log(f"val/{name}", (total / count).float(), prog_bar=name == "total", rank_zero_only=False)
+        self._scored.clear()
+
+    @torch.no_grad()
+    def pictures(self, batch: PromptBatch) -> list[Pictures]:
+        """Pictures of validation prompts with what they were paid, for the sample grid.
+
+        Args:
+            batch: prompts.
+
+        Returns:
+            One row.
+        """
+        rollout = self.make(batch)
+        scores = self.score(rollout)
+        notes = [
+            "\n".join(f"{name} {float(raw[row]):.2f}" for name, raw in scores.raw.items() if not bool(raw[row].isnan()))
+            for row in range(len(rollout))
+        ]
+        return [Pictures("generated", [2 * image - 1 for image in rollout.images], notes)]
+
+    # ------------------------------------------------------------------ weights
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapters; the base is where it came from."""
+        kept = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: value for name, value in kept.items() if _is_adapter(name)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse adapters of another shape before anything is copied.
+
+        Args:
+            checkpoint: what is about to be loaded.
+
+        Raises:
+            ValueError: its adapters are others.
+        """
+        own = {name: value.shape for name, value in self.state_dict().items() if _is_adapter(name)}
+        given = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if own != given:
+            wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
+            raise ValueError(
+                f"the checkpoint's adapters are not those of this run ({len(wrong)} tensors differ, first {wrong[0]}): "
+                "set model.lora as it was"
+            )
+
+    def load_adapter(self, folder: str | Path) -> None:
+        """Start every adapter from weights on disk.
+
+        Args:
+            folder: that :meth:`save_pretrained`, peft or diffusers wrote.
+        """
+        from lightning_gen.backbones.lora_files import read_adapter
+
+        weights = read_adapter(folder)
+        for name in self.bank.names:
+            self.bank.load(name, weights, str(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the trained adapter, for peft and for this package.
+
+        Args:
+            folder: made if it does not exist.
+        """
+        write_adapter(self.bank.weights(self.bank.trainable), folder)
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _spread(values: Tensor) -> Tensor:
+    known = values[~values.isnan()]
+    return known.std(correction=0) if len(known) else values.new_tensor(float("nan"))

@@ -1,0 +1,129 @@
+"""GenEval as a reward: what a detector finds, held against the objects, numbers, colours and positions of a prompt.
+
+The rules are those of ``metrics/compositional/geneval_rules.py``; any detector fits, also an exact one.
+
+Shape letters: B images, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gen.data.transforms import unit_to_uint8
+from lightning_gen.interfaces import Detector
+from lightning_gen.metrics.compositional.geneval_objects import GenEvalRules
+from lightning_gen.metrics.compositional.geneval_prompts import TAGS, parse_prompt
+from lightning_gen.metrics.detectors import GENEVAL_NAMES, ColorClassifier
+from lightning_gen.metrics.geneval import GenEvalJudge, NamesColors
+from lightning_gen.rewards.applicability import check_batch
+
+__all__ = ["GenEvalReward"]
+
+
+class GenEvalReward:
+    """GenEval's record of a prompt, met or not, or how nearly.
+
+    ``dense``: the mean of a list to which every clause adds 1 - |want - found| / want (negative for many false
+    positives) and, with a colour or a position, 0 if that number is wrong, else 1 - |want - of that colour| / want
+    and 1 or 0 for the position. ``strict``: 1 if all clauses are met with exact numbers, else 0. ``benchmark``: 1 if
+    GenEval's verdict is correct, else 0 (more objects than wanted do no harm, ``exclude`` counts).
+
+    Prompts without GenEval's record (``tag``, ``include``) or with a tag that GenEval does not know are not applicable;
+    a record that is wrong is an error.
+
+    Args:
+        detector: finds objects. Where it names colours, too (a method ``colors``), nothing else does.
+        score: which of the three.
+        colors: names colours.
+        color_clip: a CLIP that names colours, as GenEval does: folder or hub id (``openai/clip-vit-large-patch14``).
+            One of the two, where the detector names none and prompts ask for colours.
+        classes: all classes of the detector; None = its attribute ``classes``, or GenEval's 80.
+        rules: the numbers; None = those of the benchmark (threshold 0.3, 0.9 for counting, 16 objects of a class).
+
+    Raises:
+        ValueError: ``colors`` and ``color_clip``, or another score.
+
+    Source: arXiv:2310.11513; repository yifan123/flow_grpo (dense, strict). deviates: see ``apply_rules``.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        score: Literal["dense", "strict", "benchmark"] = "dense",
+        colors: NamesColors | None = None,
+        color_clip: str | None = None,
+        classes: tuple[str, ...] | None = None,
+        rules: GenEvalRules | None = None,
+    ) -> None:
+        if score not in ("dense", "strict", "benchmark"):
+            raise ValueError(f"score is dense, strict or benchmark, got {score!r}")
+        if colors is not None and color_clip is not None:
+            raise ValueError("colours are named by `colors` or by `color_clip`, not by both")
+        if color_clip is not None:
+            colors = ColorClassifier.load(color_clip)
+        self.score = score
+        self.detector = detector
+        self.judge = GenEvalJudge(
+            detector,
+            classes or getattr(detector, "classes", None) or GENEVAL_NAMES,
+            colors or getattr(detector, "colors", None),
+            rules,
+        )
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Detector, colours, rules and score; None where one of them does not say what it is."""
+        parts = [getattr(self.detector, "fingerprint", None)]
+        if isinstance(self.judge.colors, ColorClassifier):
+            parts.append(self.judge.colors.fingerprint)
+        elif self.judge.colors is not None and self.judge.colors != getattr(self.detector, "colors", None):
+            parts.append(getattr(self.judge.colors, "fingerprint", None))
+        if None in parts:
+            return None
+        return f"geneval-{self.score} {' '.join(map(str, parts))} {self.judge.classes} {self.judge.rules}"
+
+    def inapplicable(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        """See :class:`SaysWhereItApplies`."""
+        for key in ("tag", "include"):
+            if key not in metadata:
+                return f'the metadata lack "{key}" of GenEval\'s record, they have: {", ".join(metadata) or "nothing"}'
+        if metadata["tag"] not in TAGS:
+            return f"GenEval does not know the tag {metadata['tag']!r}; known: {', '.join(TAGS)}"
+        return None
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Score a batch.
+
+        Args:
+            images: float, (B, 3, H, W) in [0, 1].
+            prompts: B texts.
+            metadata: B records of GenEval: ``tag`` and ``include``, perhaps ``exclude``.
+
+        Returns:
+            float32, (B,), at most 1; NaN where there is no record of GenEval.
+
+        Raises:
+            ValueError: images, prompts and metadata that do not belong together; a record that is wrong; a class that
+                the detector does not know; a colour is asked for and nothing names colours.
+        """
+        check_batch(images, prompts, metadata)
+        rows = [row for row, prompt in enumerate(prompts) if self.inapplicable(prompt, metadata[row]) is None]
+        asked = [
+            parse_prompt({**metadata[row], "prompt": prompts[row]}, f"prompt {prompts[row]!r}", self.judge.classes)
+            for row in rows
+        ]
+        scores = torch.full((len(images),), torch.nan)
+        if not rows:
+            return scores
+        if isinstance(self.detector, nn.Module):
+            self.detector.to(images.device)
+        with torch.no_grad():
+            results = self.judge(unit_to_uint8(images[rows]), asked)
+        for row, result in zip(rows, results, strict=True):
+            values = {"dense": result.reward, "strict": result.exact, "benchmark": result.correct}
+            scores[row] = float(values[self.score])
+        return scores

@@ -1,0 +1,187 @@
+"""Online training: a step samples, scores, compares and learns; it resumes exactly, whatever the world size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
+from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
+from lightning_gen.alignment.online import Evaluation, OnlineTraining, Updates
+from lightning_gen.backbones.lora import LoRASettings
+from lightning_gen.data.prompts import PromptDataModule
+from lightning_gen.rewards.rewards import RewardEntry, RewardSuite
+from tests.alignment.worlds import ToyPolicy
+from tests.harness import two_processes
+
+LORA = LoRASettings(2, 4.0, ("0",))
+
+
+class Redness:
+    """How red a picture is."""
+
+    fingerprint = None
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return images[:, 0].flatten(1).mean(1)
+
+
+def rewards(**weights: float) -> RewardSuite:
+    return RewardSuite([RewardEntry("redness", Redness(), weights.get("redness", 1.0))])
+
+
+def module(kind: str, **changed: Any) -> OnlineTraining:
+    rest: dict[str, Any] = {
+        "lora": LORA,
+        "updates": Updates(1, 4, skip_worthless=False),
+        "evaluation": Evaluation(4, "euler", 1.0),
+        "seed": 3,
+    } | changed
+    model: OnlineTraining = (
+        FlowGRPO(ToyPolicy(), rewards(), StochasticRollout(4, 2.0), clip=0.2, **rest)
+        if kind == "grpo"
+        else DiffusionNFT(ToyPolicy(), rewards(), CleanRollout(4), **rest)
+    )
+    model.configure_model()
+    return model
+
+
+def prompts(tmp_path: Path, **changed: Any) -> PromptDataModule:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "x" * n}) + "\n" for n in range(1, 9)))
+    rest = {"global_batch_size": 8, "repeats": 4, "num_workers": 0, "seed": 1} | changed
+    return PromptDataModule(train=str(file), val=str(file), **rest)
+
+
+def train(model: OnlineTraining, data: PromptDataModule, folder: Path, steps: int = 4, **rest: Any) -> pl.Trainer:
+    arguments: dict[str, Any] = {
+        "accelerator": "cpu", "devices": 1, "max_steps": steps, "limit_val_batches": 0, "logger": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder,
+        "reload_dataloaders_every_n_epochs": 1, "enable_checkpointing": False, "use_distributed_sampler": False,
+    }  # fmt: skip
+    ckpt = rest.pop("ckpt_path", None)
+    trainer = pl.Trainer(**(arguments | rest))
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+def adapters(model: OnlineTraining) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items() if "lora_" in name}
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_what_is_paid_for_grows(kind: str, tmp_path: Path) -> None:
+    from lightning_gen.training.optim import AdamW
+
+    model = module(kind, optimizer=AdamW(3e-2, weight_decay=0.0), **({"kl": 0.0} if kind == "grpo" else {}))
+    data = prompts(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "lora_" not in name}
+    batch = _batch(data)
+    start = float(model.score(model.make(batch)).total.mean())
+    train(model, data, tmp_path, steps=30)
+    assert float(model.score(model.make(batch)).total.mean()) > start + 0.03
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path) -> None:
+    whole = module(kind)
+    train(whole, prompts(tmp_path), tmp_path / "whole", steps=4)
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="two", every_n_train_steps=2)
+    train(module(kind), prompts(tmp_path), tmp_path / "half", steps=2, callbacks=[keeper], enable_checkpointing=True)
+    again = module(kind)
+    train(again, prompts(tmp_path), tmp_path / "half", steps=4, ckpt_path=tmp_path / "kept/two.ckpt")
+    expected, found = adapters(whole), adapters(again)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    kept = torch.load(tmp_path / "kept/two.ckpt", weights_only=True)["state_dict"]
+    assert set(kept) == set(expected)
+    with pytest.raises(ValueError, match="adapters are not those of this run"):
+        train(
+            module(kind, lora=LoRASettings(1, 4.0, ("0",))),
+            prompts(tmp_path), tmp_path / "other", ckpt_path=tmp_path / "kept/two.ckpt",
+        )  # fmt: skip
+
+
+def test_a_group_of_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data.repeats is 1: .* at least twice"):
+        train(module("grpo"), prompts(tmp_path, repeats=1), tmp_path)
+
+
+def test_guidance_is_refused_where_the_velocity_is_learned() -> None:
+    with pytest.raises(ValueError, match="guidance is 4.5: DiffusionNFT learns the velocity"):
+        CleanRollout(guidance=4.5)
+
+
+def test_a_distilled_policy_is_warned_about(tmp_path: Path) -> None:
+    model = module("nft")
+    model.policy.is_distilled = True  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="distilled to few steps"):
+        train(model, prompts(tmp_path), tmp_path, steps=1)
+
+
+def _batch(data: PromptDataModule) -> Any:
+    data.setup("validate")
+    return next(iter(data.val_dataloader()))
+
+
+def test_pictures_are_those_of_the_latents(tmp_path: Path) -> None:
+    model = module("grpo")
+    rollout = model.make(_batch(prompts(tmp_path)))
+    torch.testing.assert_close(rollout.images, (rollout.latents.clamp(-1, 1) + 1) / 2)
+    [row] = model.pictures(_batch(prompts(tmp_path)))
+    assert row.notes[0] == f"redness {float(rollout.images[0, 0].mean()):.2f}" and len(row.notes) == len(row.images)
+
+
+def test_every_row_is_in_one_update_and_the_worthless_are_left_out(tmp_path: Path) -> None:
+    model = module("grpo", updates=Updates(2, 4, skip_worthless=True))
+    model.trainer = train(module("grpo"), prompts(tmp_path), tmp_path, steps=1)
+    rollout = model.make(_batch(prompts(tmp_path)))
+    worth = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8])
+    first, second = model.updates_of(worth, rollout)
+    assert first.tolist() == [0, 2, 4, 6] and second.tolist() == [1, 3, 5, 7]
+    worth[[1, 2, 5]] = 0.0
+    kept = torch.cat(list(model.updates_of(worth, rollout))).tolist()
+    assert len(kept) == 6 and {0, 3, 4, 6, 7} < set(kept)
+    model.updates = Updates(3, 4)
+    with pytest.raises(ValueError, match="8 rows per rank cannot be shared out over 3 updates"):
+        list(model.updates_of(worth, rollout))
+
+
+def job(kind: str, strategy: str, folder: Path, devices: int) -> dict[str, Tensor]:
+    """Two rollouts of two updates; on two ranks every rank has half of the rows, in micro-batches of the same rows."""
+    model = module(kind, updates=Updates(2, 2, skip_worthless=False))
+    train(model, prompts(folder), folder, steps=4, strategy=strategy, devices=devices)
+    return adapters(model)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    alone = job(kind, "auto", tmp_path / "one", 1)
+    (tmp_path / "two").mkdir()
+    first, second = two_processes(job, kind, "ddp", tmp_path / "two", 2)
+    start = adapters(module(kind))
+    assert any(not torch.equal(alone[name], value) for name, value in start.items())
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_adapter_after_a_checkpoint_can_be_exported_and_started_from(tmp_path: Path) -> None:
+    model = module("nft")
+    train(model, prompts(tmp_path), tmp_path, steps=2)
+    model.save_pretrained(tmp_path / "adapter")
+    other = module("nft", init_adapter=str(tmp_path / "adapter"), seed=9)
+    trained = [p.detach() for p in model.bank.parameters("default")]
+    assert all(
+        torch.equal(one, two) for one, two in zip(trained, other.bank.parameters("default"), strict=True)
+    ) and all(torch.equal(one, two) for one, two in zip(trained, other.bank.parameters("old"), strict=True))

@@ -156,6 +156,8 @@ def test_tiny_config_trains_two_steps(path: Path, tmp_path: Path, monkeypatch: p
     if path.stem in ON_SHAPES_LATENTS:
         latents_of_shapes()
         folders = ["--data.init_args.global_batch_size", "4"]
+    if path.stem.startswith(("flow_grpo", "diffusion_nft")):
+        folders = ["--data.init_args.global_batch_size", "8", "--data.init_args.repeats", "4"]
     limits = ["--trainer.max_steps", "2", "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"]
     # A second process would start this test run again.
     limits += ["--trainer.devices", "1", "--trainer.strategy", "auto"]
@@ -163,5 +165,6 @@ def test_tiny_config_trains_two_steps(path: Path, tmp_path: Path, monkeypatch: p
     run = tmp_path / "runs" / path.stem
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     losses = [float(row["train/loss"]) for row in rows if row.get("train/loss")]
-    assert len(losses) == 2 and all(torch.tensor(losses).isfinite())
+    # Flow-GRPO takes both of its optimiser steps on one rollout.
+    assert len(losses) == (1 if path.stem.startswith("flow_grpo") else 2) and all(torch.tensor(losses).isfinite())
     assert (run / "checkpoints" / "last.ckpt").exists() and (run / "config.yaml").exists()

@@ -222,7 +222,7 @@ def _level(channels: int, depth: int, width: int) -> nn.ModuleList:
     return nn.ModuleList(ConditionedConvolution(channels, width) for _ in range(depth))
 
 
-def _refined(features: Tensor, convolutions: Iterable[nn.Module], condition: Tensor) -> Tensor:
-    for convolution in convolutions:
+def _refined(features: Tensor, convolutions: nn.Module, condition: Tensor) -> Tensor:
+    for convolution in convolutions.children():
         features = convolution(features, condition)
     return features

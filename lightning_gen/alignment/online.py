@@ -403,6 +403,7 @@ class OnlineTraining(pl.LightningModule):
         Raises:
             ValueError: its adapters are others.
         """
+        self.configure_model()
         own = {name: value.shape for name, value in self.state_dict().items() if _is_adapter(name)}
         given = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         if own != given:

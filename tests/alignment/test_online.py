@@ -185,3 +185,10 @@ def test_the_adapter_after_a_checkpoint_can_be_exported_and_started_from(tmp_pat
     assert all(
         torch.equal(one, two) for one, two in zip(trained, other.bank.parameters("default"), strict=True)
     ) and all(torch.equal(one, two) for one, two in zip(trained, other.bank.parameters("old"), strict=True))
+
+
+def test_a_checkpoint_fills_a_model_that_was_only_described() -> None:
+    """As `lightning export` does it."""
+    described = DiffusionNFT(ToyPolicy(), rewards(), CleanRollout(4), lora=LORA)
+    described.on_load_checkpoint({"state_dict": adapters(module("nft"))})
+    assert described.bank.names == ("default", "old")

@@ -221,7 +221,19 @@ class TextToImage(Protocol):
             steps: number of solver steps, >= 1.
 
         Returns:
-            (steps + 1,) times falling from 1 (noise) to 0 (clean).
+            (steps + 1,) times falling from 1 (noise), or from the noisiest time the model knows, to 0 (clean).
+        """
+        ...
+
+    def from_noise(self, noise: Tensor, steps: int) -> Tensor:
+        """The state at the first time of that grid.
+
+        Args:
+            noise: float, (B, ...), of variance 1.
+            steps: number of solver steps.
+
+        Returns:
+            (B, ...); the noise itself where the grid begins at 1.
         """
         ...
 

@@ -12,7 +12,7 @@ import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -38,7 +38,7 @@ from lightning_gen.training.strategies import prepare
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-__all__ = ["Evaluation", "OnlineTraining", "Updates"]
+__all__ = ["DEFAULT", "Evaluation", "OnlineTraining", "Share", "Updates"]
 
 DEFAULT = "default"
 """Name of the adapter that is trained."""
@@ -96,6 +96,19 @@ class Updates:
             raise ValueError(f"updates need per_rollout and micro_batch_size of at least 1 and a positive clip: {self}")
 
 
+class Share(NamedTuple):
+    """A rank's part of an optimiser step.
+
+    Attributes:
+        rows: numbers of its rows, int64, (n,); n is the same on every rank.
+        weights: of the rows, float, (n,): the mean over the ranks of the weighted sums is the mean over the rows of all
+            ranks. Rows that only make n the same have the weight 0.
+    """
+
+    rows: Tensor
+    weights: Tensor
+
+
 class OnlineTraining(pl.LightningModule):
     """Ground of the rooms that train a text-to-image model by rewards on its own pictures.
 
@@ -139,6 +152,7 @@ class OnlineTraining(pl.LightningModule):
         self.rewards, self.advantage_settings, self.updates = rewards, advantages, updates
         self.evaluation, self.optimizer, self.seed = evaluation, optimizer, seed
         self._scored: dict[str, list[Tensor]] = {}
+        self._watched: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
     # ------------------------------------------------------------------ building
 
@@ -256,7 +270,8 @@ class OnlineTraining(pl.LightningModule):
         parts = []
         for part in micro_batches(len(batch), self.updates.micro_batch_size):
             noise = initial_noise(self.policy.latent_shape, self.seed, 0, keys[part])
-            parts.append(SOLVERS[how.solver](self.field(batch.prompt[part], how.guidance), noise, times))
+            state = self.policy.from_noise(noise, how.steps)
+            parts.append(SOLVERS[how.solver](self.field(batch.prompt[part], how.guidance), state, times))
         return self.record(batch, torch.cat(parts), times)
 
     def score(self, rollout: Rollout) -> RewardScores:
@@ -303,35 +318,56 @@ class OnlineTraining(pl.LightningModule):
 
     # ------------------------------------------------------------------ learning
 
-    def updates_of(self, advantages: Tensor, rollout: Rollout) -> Iterator[Tensor]:
-        """Rows of every optimiser step: by their place, so that world size does not change which rows go together.
+    def updates_of(self, advantages: Tensor, rollout: Rollout) -> Iterator[Share]:
+        """Rows of every optimiser step, by their place in the global batch: world size does not change them.
 
         Args:
-            advantages: (B,).
+            advantages: of this rank, (B,).
             rollout: their pictures.
 
         Yields:
-            int64 numbers of rows; as many on every rank.
+            This rank's part of each step, as many rows on every rank; none where nothing is worth anything.
 
         Raises:
             ValueError: rows that cannot be shared out evenly.
         """
         count = self.updates.per_rollout
-        if len(rollout) % count:
+        everyone, first = gather_over_ranks(advantages)
+        if len(everyone) % count:
             raise ValueError(
-                f"{len(rollout)} rows per rank cannot be shared out over {count} updates: change "
-                "data.global_batch_size or updates.per_rollout"
+                f"{len(everyone)} rows cannot be shared out over {count} updates: change data.global_batch_size or "
+                "updates.per_rollout"
             )
-        rows = torch.arange(len(rollout), device=advantages.device)
+        kept = torch.arange(len(everyone), device=everyone.device)
         if self.updates.skip_worthless:
-            everyone, first = gather_over_ranks(advantages)
-            keys, world = gather_over_ranks(rollout.keys)[0], self.trainer.world_size
-            mask = training_mask(
-                everyone, count, seed=self.seed, epoch=self.trainer.global_step, index=keys, parts=world
-            )
-            rows = rows[mask[first : first + len(rollout)]]
+            keys, step = gather_over_ranks(rollout.keys)[0], self.trainer.global_step
+            kept = kept[training_mask(everyone, count, seed=self.seed, epoch=step, index=keys)]
         for update in range(count):
-            yield rows[update::count]
+            yield _share(kept[update::count], first, len(advantages), len(everyone))
+
+    def watch(self, name: str, values: Tensor, weights: Tensor) -> None:
+        """Remember numbers of a micro-batch for the log of this step.
+
+        Args:
+            name: of the number.
+            values: of the rows, (rows,).
+            weights: of the rows, see ``Share``.
+        """
+        total, weight = self._watched.get(name, (0.0, 0.0))
+        kept = values.detach().float()
+        self._watched[name] = (total + (weights * kept).sum(), weight + weights.sum())
+
+    def log_watched(self, count: int) -> None:
+        """Log the means of what was watched in this step, over all ranks.
+
+        Args:
+            count: rows of this rank.
+        """
+        for name, (total, weight) in sorted(self._watched.items()):
+            sums = gather_over_ranks(torch.stack([torch.as_tensor(total), torch.as_tensor(weight)])[None])[0].sum(0)
+            mean = sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+            self.log(name, mean, prog_bar=name == "train/loss", batch_size=count)
+        self._watched.clear()
 
     def update(self) -> None:
         """One optimiser step on what has been accumulated, averaged over the ranks."""
@@ -432,6 +468,16 @@ class OnlineTraining(pl.LightningModule):
             folder: made if it does not exist.
         """
         write_adapter(self.bank.weights(self.bank.trainable), folder)
+
+
+def _share(chosen: Tensor, first: int, size: int, total: int) -> Share:
+    """What of the chosen places in the global batch belongs to the rank whose rows begin at ``first``."""
+    owner = chosen // size
+    mine = chosen[owner == first // size] - first
+    most = int(torch.bincount(owner, minlength=1).max())
+    weights = mine.new_zeros(most, dtype=torch.float32)
+    weights[: len(mine)] = total / size / max(1, len(chosen))
+    return Share(torch.cat([mine, mine.new_zeros(most - len(mine))]), weights)
 
 
 def _is_adapter(name: str) -> bool:

@@ -12,7 +12,7 @@ from lightning_gen.interfaces import TextToImage
 
 __all__ = ["PipelinePolicy", "open_policy"]
 
-_METHODS = ("network", "latent_shape", "encode_prompts", "velocity", "latents_to_images", "times")
+_METHODS = ("network", "latent_shape", "encode_prompts", "velocity", "latents_to_images", "times", "from_noise")
 
 
 @dataclasses.dataclass(frozen=True)

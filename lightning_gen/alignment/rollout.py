@@ -222,7 +222,7 @@ def roll_out(
 
     Args:
         velocity: v(x, t) of the policy.
-        noise: state at ``times[0]``, (B, ...).
+        noise: state at ``times[0]``, (B, ...); what ``TextToImage.from_noise`` makes of noise.
         times: falling grid, (n + 1,).
         stochasticity: how noise enters.
         steps: numbers of the stochastic steps, rising.

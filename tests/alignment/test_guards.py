@@ -65,7 +65,7 @@ def test_a_resumed_guard_goes_on_watching() -> None:
     watch(first, model, [0.9, 0.9])
     second.load_state_dict(first.state_dict())
     with pytest.warns(UserWarning, match="fell to"):
-        watch(second, model, [0.1, 0.1])
+        assert watch(second, model, [0.1, 0.1]).should_stop
 
 
 def test_other_models_and_odd_limits_are_refused() -> None:

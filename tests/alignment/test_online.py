@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
-from lightning_gen.alignment.online import Evaluation, OnlineTraining, Updates
+from lightning_gen.alignment.online import Evaluation, OnlineTraining, Updates, _share
+from lightning_gen.alignment.rollout import initial_noise, row_keys
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.rewards.rewards import RewardEntry, RewardSuite
@@ -38,7 +39,20 @@ def rewards(**weights: float) -> RewardSuite:
     return RewardSuite([RewardEntry("redness", Redness(), weights.get("redness", 1.0))])
 
 
+class Group(Redness):
+    """Pays for red pictures of long prompts alone, so that whole groups are worth nothing."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        red = super().__call__(images, prompts, metadata)
+        return torch.tensor([float(r > 0.5 and len(p) > 4) for r, p in zip(red.tolist(), prompts, strict=True)])
+
+
+def coarse() -> RewardSuite:
+    return RewardSuite([RewardEntry("group", Group())])
+
+
 def module(kind: str, **changed: Any) -> OnlineTraining:
+    paid = changed.pop("rewards", None) or rewards()
     rest: dict[str, Any] = {
         "lora": LORA,
         "updates": Updates(1, 4, skip_worthless=False),
@@ -46,9 +60,9 @@ def module(kind: str, **changed: Any) -> OnlineTraining:
         "seed": 3,
     } | changed
     model: OnlineTraining = (
-        FlowGRPO(ToyPolicy(), rewards(), StochasticRollout(4, 2.0), clip=0.2, **rest)
+        FlowGRPO(ToyPolicy(), paid, StochasticRollout(4, 2.0), clip=0.2, **rest)
         if kind == "grpo"
-        else DiffusionNFT(ToyPolicy(), rewards(), CleanRollout(4), **rest)
+        else DiffusionNFT(ToyPolicy(), paid, CleanRollout(4), **rest)
     )
     model.configure_model()
     return model
@@ -125,7 +139,8 @@ def test_a_distilled_policy_is_warned_about(tmp_path: Path) -> None:
     model = module("nft")
     model.policy.is_distilled = True  # type: ignore[attr-defined]
     with pytest.warns(UserWarning, match="distilled to few steps"):
-        train(model, prompts(tmp_path), tmp_path, steps=1)
+        trainer = train(model, prompts(tmp_path), tmp_path, steps=1)
+    assert trainer.global_step == 1
 
 
 def _batch(data: PromptDataModule) -> Any:
@@ -147,18 +162,29 @@ def test_every_row_is_in_one_update_and_the_worthless_are_left_out(tmp_path: Pat
     rollout = model.make(_batch(prompts(tmp_path)))
     worth = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8])
     first, second = model.updates_of(worth, rollout)
-    assert first.tolist() == [0, 2, 4, 6] and second.tolist() == [1, 3, 5, 7]
+    assert first.rows.tolist() == [0, 2, 4, 6] and second.rows.tolist() == [1, 3, 5, 7]
+    assert first.weights.tolist() == [0.25] * 4
     worth[[1, 2, 5]] = 0.0
-    kept = torch.cat(list(model.updates_of(worth, rollout))).tolist()
+    kept = torch.cat([share.rows for share in model.updates_of(worth, rollout)]).tolist()
     assert len(kept) == 6 and {0, 3, 4, 6, 7} < set(kept)
+    assert [len(share.rows) for share in model.updates_of(0 * worth, rollout)] == [0, 0]
     model.updates = Updates(3, 4)
-    with pytest.raises(ValueError, match="8 rows per rank cannot be shared out over 3 updates"):
+    with pytest.raises(ValueError, match="8 rows cannot be shared out over 3 updates"):
         list(model.updates_of(worth, rollout))
 
 
+def test_shares_of_ranks_are_the_rows_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = torch.tensor([0, 1, 2, 5, 6])
+    parts = [_share(chosen, first, 4, 8) for first in (0, 4)]
+    assert [len(part.rows) for part in parts] == [3, 3] and parts[1].weights.tolist()[2] == 0
+    values = torch.arange(8.0) ** 2
+    sums = [float((part.weights * values[part.rows + first]).sum()) for part, first in zip(parts, (0, 4), strict=True)]
+    assert sum(sums) / 2 == pytest.approx(float(values[chosen].mean()))
+
+
 def job(kind: str, strategy: str, folder: Path, devices: int) -> dict[str, Tensor]:
-    """Two rollouts of two updates; on two ranks every rank has half of the rows, in micro-batches of the same rows."""
-    model = module(kind, updates=Updates(2, 2, skip_worthless=False))
+    """Two rollouts of two updates, some rows worth nothing; on two ranks every rank has half of the rows."""
+    model = module(kind, updates=Updates(2, 2, skip_worthless=True), rewards=coarse())
     train(model, prompts(folder), folder, steps=4, strategy=strategy, devices=devices)
     return adapters(model)
 
@@ -192,3 +218,30 @@ def test_a_checkpoint_fills_a_model_that_was_only_described() -> None:
     described = DiffusionNFT(ToyPolicy(), rewards(), CleanRollout(4), lora=LORA)
     described.on_load_checkpoint({"state_dict": adapters(module("nft"))})
     assert described.bank.names == ("default", "old")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_a_model_that_begins_below_pure_noise_gets_its_own_first_state(kind: str, tmp_path: Path) -> None:
+    """As Stable Diffusion 1.5 and XL do: their noisiest time is about 0.94."""
+    how: dict[str, Any] = {"lora": LORA, "evaluation": Evaluation(4, "euler", 1.0), "seed": 3}
+    model = (
+        FlowGRPO(ToyPolicy(start=0.5), rewards(), StochasticRollout(4, 1.0), **how)
+        if kind == "grpo"
+        else DiffusionNFT(ToyPolicy(start=0.5), rewards(), CleanRollout(4), **how)
+    )
+    model.configure_model()
+    seen: list[Tensor] = []
+    velocity = model.policy.velocity
+    model.policy.velocity = lambda x, *rest: seen.append(x.detach()) or velocity(x, *rest)  # type: ignore[method-assign,func-returns-value]
+    train(model, prompts(tmp_path), tmp_path, steps=1)
+    noise = initial_noise((3, 2, 2), 3, 0, _first_keys(prompts(tmp_path)))
+    assert torch.equal(seen[0], 0.5 * noise)
+    seen.clear()
+    batch = _batch(prompts(tmp_path))
+    model.make(batch)
+    assert torch.equal(seen[0], 0.5 * initial_noise((3, 2, 2), 3, 0, row_keys(batch)))
+
+
+def _first_keys(data: PromptDataModule) -> Tensor:
+    data.setup("fit")
+    return row_keys(next(iter(data.train_dataloader())))

@@ -16,9 +16,10 @@ __all__ = ["ToyPolicy"]
 class ToyPolicy(nn.Module):
     """v = (x - W [prompt's length, 1] t) a; pictures are 2 x 2."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, start: float = 1.0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
+        self.start = start
         self.network = nn.Sequential(nn.Linear(2, 12))
         with torch.no_grad():
             for parameter in self.network.parameters():
@@ -44,4 +45,7 @@ class ToyPolicy(nn.Module):
         return images
 
     def times(self, steps: int) -> Tensor:
-        return linear_grid(steps, 1.0)
+        return linear_grid(steps, self.start)
+
+    def from_noise(self, noise: Tensor, steps: int) -> Tensor:
+        return noise * self.start

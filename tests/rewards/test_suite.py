@@ -170,6 +170,7 @@ def test_a_reward_that_fails_is_named_and_nothing_is_stored(
 def test_single_nan_of_a_reward_are_not_applicable() -> None:
     some = scored(RewardEntry("some", Toy(lambda *_: torch.tensor([1, math.nan, 2, 3]))))
     same(some.total, [1, math.nan, 2, 3])
+    assert some.means()["some/applies"] == 0.75
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -12,9 +12,9 @@ from lightning_gen.alignment.diffusion_nft.objective import (
     Weighting,
     nft_losses,
     old_policy_decay,
-    reference_loss,
+    reference_losses,
 )
-from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Updates
+from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Share, Updates
 from lightning_gen.alignment.policies import PipelinePolicy
 from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, row_keys
 from lightning_gen.backbones.lora import LoRASettings
@@ -153,31 +153,25 @@ class DiffusionNFT(OnlineTraining):
         if self.trainer.ckpt_path is None:
             self.bank.copy(DEFAULT, OLD)
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Sample by the old policy, score, compare within groups, learn, and let the old policy follow.
 
         Args:
             batch: prompts in groups.
             batch_idx: not used: every draw is keyed by the rows.
 
-        Returns:
-            The mean loss.
-
         Source: arXiv:2509.16117 algorithm 1.
         """
         rollout = self.sample(batch)
         scores = self.score(rollout)
         advantages = self.advantages(scores, rollout)
-        losses = []
-        for rows in self.updates_of(advantages, rollout):
-            losses.append(self.learn(rollout, advantages, rows))
+        for share in self.updates_of(advantages, rollout):
+            self.learn(rollout, advantages, share)
             self.update()
         decay = old_policy_decay(self.trainer.global_step, self.old_policy, self.old_policy_ceiling)
         self.bank.blend(OLD, DEFAULT, decay)
-        loss = torch.stack(losses).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log_watched(len(batch))
         self.log("train/old_policy_decay", decay, batch_size=len(batch))
-        return loss
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch) -> Rollout:
@@ -194,32 +188,27 @@ class DiffusionNFT(OnlineTraining):
         with self.bank.using(OLD):
             for part in micro_batches(len(batch), self.updates.micro_batch_size):
                 noise = initial_noise(self.policy.latent_shape, self.seed, batch.epoch, keys[part])
-                parts.append(SOLVERS[self.how.solver](self.field(batch.prompt[part], 1.0), noise, times))
+                state = self.policy.from_noise(noise, self.how.steps)
+                parts.append(SOLVERS[self.how.solver](self.field(batch.prompt[part], 1.0), state, times))
         return self.record(batch, torch.cat(parts), times)
 
-    def learn(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+    def learn(self, rollout: Rollout, advantages: Tensor, share: Share) -> None:
         """Accumulate the gradient of some rows at all their trained times.
 
         Args:
             rollout: pictures.
             advantages: of all rows of this rank, (B,).
-            rows: which of them, int64.
-
-        Returns:
-            Their mean loss, no gradient.
+            share: which of them, and how much they weigh.
         """
         count = self.how.times_per_picture
         worth = optimality(advantages, self.loss.mode, self.loss.advantage_clip)
-        total = advantages.new_zeros(())
-        for part in micro_batches(len(rows), self.updates.micro_batch_size):
-            chosen = rows[part]
-            times = self.trained_times(rollout, chosen)
+        for part in micro_batches(len(share.rows), self.updates.micro_batch_size):
+            rows, weights = share.rows[part], share.weights[part]
+            times = self.trained_times(rollout, rows)
             for number in range(count):
-                loss = self.time_loss(rollout, worth, chosen, times[:, number], number)
-                share = len(chosen) / (len(rows) * count)
-                self.manual_backward(loss * share)
-                total = total + share * loss.detach()
-        return total
+                losses = self.time_losses(rollout, worth, rows, weights, times[:, number], number)
+                self.watch("train/loss", losses, weights)
+                self.manual_backward((weights * losses).sum() / count)
 
     def trained_times(self, rollout: Rollout, rows: Tensor) -> Tensor:
         """Times at which pictures are noised: those of the rollout's own grid, in an order of every picture's own.
@@ -237,37 +226,36 @@ class DiffusionNFT(OnlineTraining):
         draws = uniform(self.seed, "trained times", self.trainer.global_step, rollout.keys[rows], (len(grid),))
         return grid[draws.argsort(1)].float()
 
-    def time_loss(self, rollout: Rollout, worth: Tensor, rows: Tensor, t: Tensor, number: int) -> Tensor:
-        """Loss of a micro-batch, every picture at one time.
+    def time_losses(
+        self, rollout: Rollout, worth: Tensor, rows: Tensor, weights: Tensor, t: Tensor, number: int
+    ) -> Tensor:
+        """Losses of a micro-batch, every picture at one time.
 
         Args:
             rollout: pictures.
             worth: optimality of all rows of this rank, (B,).
             rows: of the micro-batch, int64.
+            weights: of the rows, for what is logged.
             t: time of each, (rows,).
             number: of the time; every one has noise of its own.
 
         Returns:
-            Scalar.
+            (rows,).
         """
-        x_0 = rollout.latents[rows]
+        how, x_0 = self.loss, rollout.latents[rows]
         shape, step = tuple(x_0.shape[1:]), self.trainer.global_step
-        eps = normal(self.seed, f"forward noise {number}", step, rollout.keys[rows], shape)
-        x_t = paths.noised(x_0, eps, t)
-        prompts = [rollout.prompts[row] for row in rows.tolist()]
+        x_t = paths.noised(x_0, normal(self.seed, f"forward noise {number}", step, rollout.keys[rows], shape), t)
         with torch.no_grad():
-            text = self.policy.encode_prompts(prompts)
+            text = self.policy.encode_prompts([rollout.prompts[row] for row in rows.tolist()])
             with self.bank.using(OLD):
                 v_old = self.policy.velocity(x_t, t, text)
         v = self.policy.velocity(x_t, t, text)
-        how = self.loss
-        losses = nft_losses(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
-        loss = how.advantage_clip * losses.mean()
-        self.log("train/old_distance", (v.detach() - v_old).square().mean().float(), batch_size=len(rows))
+        losses = how.advantage_clip * nft_losses(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
+        self.watch("train/old_distance", reference_losses(v, v_old), weights)
         if how.kl == 0:
-            return loss
+            return losses
         with torch.no_grad(), self.bank.disabled():
             v_reference = self.policy.velocity(x_t, t, text)
-        distance = reference_loss(v, v_reference)
-        self.log("train/kl", distance.detach(), batch_size=len(rows))
-        return loss + how.kl * distance
+        distance = reference_losses(v, v_reference)
+        self.watch("train/kl", distance, weights)
+        return losses + how.kl * distance

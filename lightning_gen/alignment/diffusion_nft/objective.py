@@ -21,7 +21,7 @@ __all__ = [
     "implicit_velocities",
     "nft_losses",
     "old_policy_decay",
-    "reference_loss",
+    "reference_losses",
 ]
 
 OldPolicySchedule = Literal["copy", "ramp", "delayed_ramp"]
@@ -97,22 +97,22 @@ def nft_losses(
     return (share * plus + (1 - share) * minus) / strength
 
 
-def reference_loss(v: Tensor, v_reference: Tensor) -> Tensor:
-    """How far the trained velocity is from that of the reference.
+def reference_losses(v: Tensor, v_reference: Tensor) -> Tensor:
+    """How far the trained velocity is from that of the reference, picture by picture.
 
-    mean (v - v_ref)^2, without a weight of the time
+    mean over the numbers of (v - v_ref)^2, without a weight of the time
 
     Args:
         v: trained velocity, float, (B, ...).
         v_reference: adapters off, no gradient, same shape.
 
     Returns:
-        Scalar.
+        (B,).
 
     Source: arXiv:2509.16117, published trainer.
     """
     exact = torch.promote_types(v.dtype, torch.float32)
-    return (v.to(exact) - v_reference.detach().to(exact)).square().mean()
+    return (v.to(exact) - v_reference.detach().to(exact)).square().flatten(1).mean(1)
 
 
 def old_policy_decay(step: int, schedule: OldPolicySchedule, ceiling: float | None = None) -> float:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.alignment.flow_grpo.objective import clipped_share, policy_loss, probability_ratio
-from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Updates
+from lightning_gen.alignment.flow_grpo.objective import is_clipped, policy_losses, probability_ratio
+from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Share, Updates
 from lightning_gen.alignment.policies import PipelinePolicy
 from lightning_gen.alignment.rollout import (
     Rollout,
@@ -121,28 +121,22 @@ class FlowGRPO(OnlineTraining):
         self.how, self.clip, self.advantage_clip = rollout, clip, advantage_clip
         self.kl, self.kl_form = kl, kl_form
 
-    def training_step(self, batch: PromptBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Sample, score, compare within groups, and take the optimiser steps of this rollout.
 
         Args:
             batch: prompts in groups.
             batch_idx: not used: every draw is keyed by the rows.
 
-        Returns:
-            The mean loss.
-
         Source: arXiv:2505.05470 algorithm 1.
         """
         rollout = self.sample(batch)
         scores = self.score(rollout)
         advantages = self.advantages(scores, rollout)
-        losses = []
-        for rows in self.updates_of(advantages, rollout):
-            losses.append(self.learn(rollout, advantages, rows))
+        for share in self.updates_of(advantages, rollout):
+            self.learn(rollout, advantages, share)
             self.update()
-        loss = torch.stack(losses).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
+        self.log_watched(len(batch))
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch) -> Rollout:
@@ -163,57 +157,53 @@ class FlowGRPO(OnlineTraining):
             noise = initial_noise(shape, self.seed, batch.epoch, keys[part], shared)
             drawn = step_noise(shape, self.seed, batch.epoch, keys[part])
             field = self.field(batch.prompt[part], how.guidance)
-            parts.append(roll_out(field, noise, times, how.stochasticity(), steps, drawn))
+            state = self.policy.from_noise(noise, how.steps)
+            parts.append(roll_out(field, state, times, how.stochasticity(), steps, drawn))
         walk = Trajectory(*(torch.cat(several) for several in zip(*parts, strict=True)))
         return self.record(batch, walk.latents, times, trajectory=walk, steps=steps)
 
-    def learn(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+    def learn(self, rollout: Rollout, advantages: Tensor, share: Share) -> None:
         """Accumulate the gradient of some rows over all their trained steps.
 
         Args:
             rollout: what was done.
             advantages: of all rows of this rank, (B,).
-            rows: which of them, int64.
-
-        Returns:
-            Their mean loss, no gradient.
+            share: which of them, and how much they weigh.
         """
-        total = advantages.new_zeros(())
-        for part in micro_batches(len(rows), self.updates.micro_batch_size):
+        for part in micro_batches(len(share.rows), self.updates.micro_batch_size):
+            rows, weights = share.rows[part], share.weights[part]
             for place in range(len(rollout.steps)):
-                loss = self.step_loss(rollout, advantages, rows[part], place)
-                share = len(rows[part]) / (len(rows) * len(rollout.steps))
-                self.manual_backward(loss * share)
-                total = total + share * loss.detach()
-        return total
+                losses = self.step_losses(rollout, advantages, rows, weights, place)
+                self.watch("train/loss", losses, weights)
+                self.manual_backward((weights * losses).sum() / len(rollout.steps))
 
-    def step_loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor, place: int) -> Tensor:
-        """Loss of one denoising step of a micro-batch.
+    def step_losses(self, rollout: Rollout, advantages: Tensor, rows: Tensor, weights: Tensor, place: int) -> Tensor:
+        """Losses of one denoising step of a micro-batch.
 
         Args:
             rollout: what was done.
             advantages: of all rows of this rank, (B,).
             rows: of the micro-batch, int64.
+            weights: of the rows, for what is logged.
             place: of the step among the trained ones.
 
         Returns:
-            Scalar.
+            (rows,).
         """
         walk = rollout.trajectory
         assert walk is not None
-        action = walk.actions[rows, place]
         transition = self._transition(rollout, rows, place)
-        log_prob = self.how.stochasticity().log_prob(action, transition)
+        log_prob = self.how.stochasticity().log_prob(walk.actions[rows, place], transition)
         ratio = probability_ratio(log_prob, walk.log_probs[rows, place])
-        loss = policy_loss(ratio, advantages[rows], self.clip, self.advantage_clip)
-        self.log("train/clipped", clipped_share(ratio.detach(), self.clip), batch_size=len(rows))
+        losses = policy_losses(ratio, advantages[rows], self.clip, self.advantage_clip)
+        self.watch("train/clipped", is_clipped(ratio, self.clip), weights)
         if self.kl == 0:
-            return loss
+            return losses
         with torch.no_grad(), self.bank.disabled():
             reference = self._transition(rollout, rows, place)
-        divergence = gaussian_divergence(transition, reference, self.kl_form).mean()
-        self.log("train/kl", divergence.detach(), batch_size=len(rows))
-        return loss + self.kl * divergence
+        divergence = gaussian_divergence(transition, reference, self.kl_form)
+        self.watch("train/kl", divergence, weights)
+        return losses + self.kl * divergence
 
     def _transition(self, rollout: Rollout, rows: Tensor, place: int) -> Transition:
         assert rollout.trajectory is not None

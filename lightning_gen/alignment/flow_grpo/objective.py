@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["clipped_share", "policy_loss", "probability_ratio"]
+__all__ = ["is_clipped", "policy_losses", "probability_ratio"]
 
 
 def probability_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ def probability_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     return torch.exp(log_prob - old_log_prob)
 
 
-def policy_loss(ratio: Tensor, advantage: Tensor, clip: float, advantage_clip: float = 5.0) -> Tensor:
-    """PPO's pessimistic loss.
+def policy_losses(ratio: Tensor, advantage: Tensor, clip: float, advantage_clip: float = 5.0) -> Tensor:
+    """PPO's pessimistic loss of every picture.
 
-    loss = mean max(-A ratio, -A clip(ratio, 1 - c, 1 + c)),  A clipped to +- advantage_clip
+    loss = max(-A ratio, -A clip(ratio, 1 - c, 1 + c)),  A clipped to +- advantage_clip
 
     Args:
         ratio: see :func:`probability_ratio`, (B,).
@@ -41,22 +41,22 @@ def policy_loss(ratio: Tensor, advantage: Tensor, clip: float, advantage_clip: f
         advantage_clip: largest advantage.
 
     Returns:
-        Scalar.
+        (B,).
 
     Source: arXiv:2505.05470 and its published trainer; arXiv:1707.06347 eq. 7.
     """
     gain = advantage.clamp(-advantage_clip, advantage_clip)
-    return torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip)).mean()
+    return torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip))
 
 
-def clipped_share(ratio: Tensor, clip: float) -> Tensor:
-    """Share of actions whose ratio has left the clip range; for the log.
+def is_clipped(ratio: Tensor, clip: float) -> Tensor:
+    """Which actions' ratios have left the clip range; for the log.
 
     Args:
         ratio: (B,).
         clip: c.
 
     Returns:
-        Scalar in [0, 1].
+        1.0 or 0.0, (B,).
     """
-    return ((ratio - 1).abs() > clip).float().mean()
+    return ((ratio - 1).abs() > clip).float()

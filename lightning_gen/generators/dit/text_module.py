@@ -351,6 +351,18 @@ class TextLatentDiffusion(FlowMatching):
         """
         return shifted(linear_grid(steps, 1.0), self.sampling.shift)
 
+    def from_noise(self, noise: Tensor, steps: int) -> Tensor:
+        """The state at the first time, which is 1: the noise.
+
+        Args:
+            noise: float, (B, L, C).
+            steps: not used.
+
+        Returns:
+            The noise.
+        """
+        return noise
+
     def _laid_out(self, values: Tensor) -> Tokens:
         canvas = torch.zeros(len(values), 1, *self.canvas, device=values.device)
         return patchify(canvas, self.space.patch).with_values(values)

@@ -13,7 +13,7 @@ from lightning_gen.alignment.diffusion_nft.objective import (
     implicit_velocities,
     nft_losses,
     old_policy_decay,
-    reference_loss,
+    reference_losses,
 )
 from lightning_gen.flow import paths
 
@@ -120,7 +120,7 @@ def test_the_ceiling_is_a_switch_and_names_are_checked() -> None:
 
 def test_the_reference_is_held_in_velocities() -> None:
     v, reference = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[0.0, 4.0]], requires_grad=True)
-    loss = reference_loss(v, reference)
+    loss = reference_losses(v, reference)
     assert loss.item() == 2.5
     torch.autograd.backward(loss)
     assert reference.grad is None and v.grad is not None

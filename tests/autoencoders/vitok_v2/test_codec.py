@@ -156,8 +156,8 @@ def test_a_picture_too_large_to_be_seen_whole_is_announced(monkeypatch: pytest.M
     windowed.configure_model()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        windowed.encode(picture)
-        model.encode(picture[:, :16, :16])
+        assert windowed.encode(picture).values.shape[1] == 24
+        assert model.encode(picture[:, :16, :16]).values.shape[1] == 16
 
 
 def test_memory_of_use_is_the_measured_one() -> None:

@@ -12,7 +12,6 @@ import dataclasses
 from pathlib import Path
 from typing import Self
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from lightning_gen.backbones.intern_vit import read_intern_vit
 from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_of_latents, require_latents
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.averages import read_weights
-from lightning_gen.training.strategies import prepare
+from lightning_gen.training.meta_module import MetaModule
 from lightning_gen.training.weights import load_matching, read_training_state, require_fit
 
 __all__ = ["RANDOM", "Building", "MuseCodec", "imagenet_pixels"]
@@ -56,7 +55,7 @@ class Building:
     seed: int = 0
 
 
-class MuseCodec(pl.LightningModule):
+class MuseCodec(MetaModule):
     """Builds, loads, uses and writes the tokenizer.
 
     The constructor allocates nothing: weights live on the meta device until ``configure_model``.
@@ -65,6 +64,8 @@ class MuseCodec(pl.LightningModule):
         settings: what the weights mean.
         building: how the network is made ready.
     """
+
+    network: MuseNetwork
 
     def __init__(self, settings: Settings, building: Building) -> None:
         super().__init__()
@@ -77,22 +78,16 @@ class MuseCodec(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if not self._on_meta:
+        if not self.on_meta:
             return
         build = self.building
-        prepare(
+        self.prepare_network(
             self.network,
-            device_mesh=self.device_mesh,
-            seed=build.seed,
-            activation_checkpointing=build.activation_checkpointing and self._fitting,
+            build.seed,
+            doors=("encode", "decode", "understand"),
+            activation_checkpointing=build.activation_checkpointing,
             compile_blocks=build.compile_blocks,
-            compute_dtype=self._compute_dtype(),
         )
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            for door in ("encode", "decode", "understand"):
-                register_fsdp_forward_method(self.network, door)
         if build.init_from is not None:
             self._start_from(build.init_from)
             return
@@ -104,7 +99,7 @@ class MuseCodec(pl.LightningModule):
     def _start_from(self, source: str) -> None:
         state = _averaged(source) or read_model(source)[1]
         plain = {key.removeprefix("network."): x for key, x in state.items()}
-        if self._trainer is not None and not self._fitting:
+        if self._trainer is not None and not self.fitting:
             # A model that is only used must be the whole model.
             require_fit(self.network, {key: x for key, x in plain.items() if not _of_training(key)}, source)
         load_matching(self.network, state, source, prefix="network.")
@@ -130,22 +125,6 @@ class MuseCodec(pl.LightningModule):
                 f"({self.settings.shape.decoder}): set model.shape.decoder to the former"
             )
         load_matching(self.network.decoder.model, state, source)
-
-    @property
-    def _on_meta(self) -> bool:
-        return next(self.network.parameters()).device.type == "meta"
-
-    @property
-    def _fitting(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == "fit"
-
-    def _compute_dtype(self) -> torch.dtype | None:
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        return torch.bfloat16 if precision == "bf16-mixed" else None
-
-    def cpu(self) -> Self:
-        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
-        return self if self._on_meta else super().cpu()
 
     @classmethod
     def from_pretrained(cls, source: str) -> Self:
@@ -182,15 +161,8 @@ class MuseCodec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         write_folder(Path(folder), self.settings, self.network.state_dict())
-
-    def _require_weights(self) -> None:
-        if self._on_meta:
-            raise RuntimeError(
-                "this model has no weights yet: use Muse.from_pretrained(...) or Muse.load_from_checkpoint(...), or "
-                "call configure_model() to start from random ones"
-            )
 
     # ------------------------------------------------------------------ use
 
@@ -206,7 +178,7 @@ class MuseCodec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         pictures = [picture.to(self.device) for picture in _as_pictures(images)]
         patch = self.settings.shape.patch
 
@@ -230,7 +202,7 @@ class MuseCodec(pl.LightningModule):
             RuntimeError: the weights were never loaded or initialised.
             ValueError: latents of another model.
         """
-        self._require_weights()
+        self.require_weights()
         shape = self.settings.shape
         require_latents(latents, shape.patch, shape.latent_channels, "this MUSE")
 
@@ -277,7 +249,7 @@ class MuseCodec(pl.LightningModule):
         return self._understand(images)[2]
 
     def _understand(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        self._require_weights()
+        self.require_weights()
         return self.network.understand(imagenet_pixels(fill_up(images.to(self.device), self.settings.shape.patch)))
 
 

@@ -223,7 +223,7 @@ class Muse(MuseEvaluation):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill network and discriminator; does nothing the second time."""
-        if not self._on_meta:
+        if not self.on_meta:
             return
         super().configure_model()
         if self.discriminator is not None:

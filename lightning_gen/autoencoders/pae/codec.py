@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +21,8 @@ from lightning_gen.backbones.patch_encoders import patch_encoder_named
 from lightning_gen.backbones.patch_features import PatchEncoder
 from lightning_gen.nn.latent_maps import fill_up, latents_of_pictures, pictures_of_latents, require_latents
 from lightning_gen.nn.tokens import Tokens, unpack, unpatchify
+from lightning_gen.training.meta_module import MetaModule
 from lightning_gen.training.needs import ModelNeeds
-from lightning_gen.training.strategies import prepare
 from lightning_gen.training.weights import load_matching, read_training_state, require_fit
 
 __all__ = ["Building", "PAECodec", "as_pictures", "encoder_of", "needs_of_network", "plain_arguments"]
@@ -46,7 +45,7 @@ class Building:
     seed: int = 0
 
 
-class PAECodec(pl.LightningModule):
+class PAECodec(MetaModule):
     """Builds, loads, uses and writes the auto-encoder.
 
     The constructor allocates nothing: weights live on the meta device until ``configure_model``, the frozen prior is
@@ -58,6 +57,8 @@ class PAECodec(pl.LightningModule):
         alignment: also builds the linear layer of the VF loss.
         building: how the network is made ready.
     """
+
+    network: PAENetwork
 
     def __init__(self, encoder: PatchEncoder, shape: PAEShape, alignment: bool, building: Building) -> None:
         super().__init__()
@@ -72,16 +73,16 @@ class PAECodec(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if not self._on_meta:
+        if not self.on_meta:
             return
         build = self.building
-        self._prepare(self.network, build.activation_checkpointing and self._fitting, build.compile_blocks)
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Prediction enters the network by these doors; FSDP gathers weights only at doors that it knows.
-            for door in ("encode", "decode"):
-                register_fsdp_forward_method(self.network, door)
+        self.prepare_network(
+            self.network,
+            build.seed,
+            doors=("encode", "decode"),
+            activation_checkpointing=build.activation_checkpointing,
+            compile_blocks=build.compile_blocks,
+        )
         if build.init_from is not None:
             state = read_training_state(build.init_from)
             load_matching(
@@ -90,31 +91,6 @@ class PAECodec(pl.LightningModule):
                 build.init_from,
                 prefix="network.",
             )
-
-    def _prepare(
-        self, network: nn.Module, activation_checkpointing: bool = False, compile_blocks: bool = False
-    ) -> None:
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        prepare(
-            network,
-            device_mesh=self.device_mesh,
-            seed=self.building.seed,
-            activation_checkpointing=activation_checkpointing,
-            compile_blocks=compile_blocks,
-            compute_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
-        )
-
-    @property
-    def _on_meta(self) -> bool:
-        return next(self.network.parameters()).device.type == "meta"
-
-    @property
-    def _fitting(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == "fit"
-
-    def cpu(self) -> Self:
-        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
-        return self if self._on_meta else super().cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that a checkpoint alone can be exported."""
@@ -177,15 +153,8 @@ class PAECodec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         write_folder(Path(folder), self.shape, self.encoder, self.network.state_dict())
-
-    def _require_weights(self) -> None:
-        if self._on_meta:
-            raise RuntimeError(
-                "this model has no weights yet: use PAE.from_pretrained(...) or a checkpoint, or call "
-                "configure_model() to start from random ones"
-            )
 
     # ------------------------------------------------------------------ use
 
@@ -202,7 +171,7 @@ class PAECodec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         pictures = _as_list(images)
         patch = self.shape.patch
 
@@ -227,7 +196,7 @@ class PAECodec(pl.LightningModule):
             RuntimeError: the weights were never loaded or initialised.
             ValueError: the latents have another patch or another number of channels.
         """
-        self._require_weights()
+        self.require_weights()
         require_latents(latents, self.shape.patch, self.shape.channels, "this PAE")
 
         def pictures(batch: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ class PAE(PAECodec):
         """Shard, materialise and fill both networks; does nothing the second time."""
         super().configure_model()
         if self.discriminator is not None and next(self.discriminator.parameters()).device.type == "meta":
-            self._prepare(self.discriminator)
+            self.prepare_network(self.discriminator, self.building.seed)
 
     def setup(self, stage: str) -> None:
         """Load what is frozen, and refuse what cannot work."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
@@ -22,10 +21,10 @@ from lightning_gen.autoencoders.pae.variants import PAEShape, Stack
 from lightning_gen.backbones.patch_features import PatchEncoder
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.nn.latent_maps import fill_up
+from lightning_gen.training.meta_module import MetaModule
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
 from lightning_gen.training.randomness import key_seed
-from lightning_gen.training.strategies import prepare
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["PAERefine"]
 
 
-class PAERefine(pl.LightningModule):
+class PAERefine(MetaModule):
     """Refines a frozen prior: few channels, the features can be restored from them, their structure is smooth.
 
     Z_T = P^t(H), H^ = Q^t(Z_T);  L = w_rep mean (H^ - H)^2 + w_gram mean (G(Z_T) - G(H_ref))^2
@@ -60,6 +59,8 @@ class PAERefine(pl.LightningModule):
 
     Source: arXiv:2605.07915 section 3.3.
     """
+
+    network: RefineNetwork
 
     def __init__(
         self,
@@ -111,13 +112,12 @@ class PAERefine(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if next(self.network.parameters()).device.type != "meta":
+        if not self.on_meta:
             return
-        prepare(
+        # Weights are keyed by name and seed: the auto-encoder's projector of the same names starts elsewhere.
+        self.prepare_network(
             self.network,
-            device_mesh=self.device_mesh,
-            # Weights are keyed by name and seed: the auto-encoder's projector of the same names starts elsewhere.
-            seed=key_seed(self.seed, "stage 0"),
+            key_seed(self.seed, "stage 0"),
             activation_checkpointing=self.activation_checkpointing,
             compile_blocks=self.compile_blocks,
         )
@@ -171,10 +171,6 @@ class PAERefine(pl.LightningModule):
             self.log(f"{prefix}/{name}", term.detach(), batch_size=len(batch), sync_dist=prefix == "val")
         self.log(f"{prefix}/loss", loss.detach(), prog_bar=True, batch_size=len(batch), sync_dist=prefix == "val")
         return loss
-
-    def cpu(self) -> PAERefine:
-        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
-        return self if next(self.network.parameters()).device.type == "meta" else super().cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that a checkpoint alone can be exported."""

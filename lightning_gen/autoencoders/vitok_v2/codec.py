@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -23,7 +22,7 @@ from lightning_gen.data.decode import upright
 from lightning_gen.data.transforms import from_picture
 from lightning_gen.nn.tokens import Tokens, join_images, pack, patchify, split_images, unpatchify
 from lightning_gen.training.float8 import quantise_blocks, require_float8
-from lightning_gen.training.strategies import prepare
+from lightning_gen.training.meta_module import MetaModule
 from lightning_gen.training.weights import load_matching, read_training_state, require_fit
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Building:
     seed: int = 0
 
 
-class ViTokV2Codec(pl.LightningModule):
+class ViTokV2Codec(MetaModule):
     """Builds, loads, uses and writes the auto-encoder.
 
     The constructor allocates nothing: weights live on the meta device until ``configure_model`` (called by the Trainer
@@ -73,6 +72,8 @@ class ViTokV2Codec(pl.LightningModule):
     Raises:
         ValueError: an unknown variant, or settings that exclude each other.
     """
+
+    network: ViTokV2Network
 
     def __init__(
         self,
@@ -104,52 +105,29 @@ class ViTokV2Codec(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if not self._on_meta:
+        if not self.on_meta:
             return
         build = self.building
         # Weights that one device holds whole are rounded for good instead, once they are there.
-        self._float8_products = build.float8 and (self._fitting or self.device_mesh is not None)
-        prepare(
+        self._float8_products = build.float8 and (self.fitting or self.device_mesh is not None)
+        self.prepare_network(
             self.network,
-            device_mesh=self.device_mesh,
-            seed=build.seed,
-            activation_checkpointing=build.activation_checkpointing and self._fitting,
+            build.seed,
+            doors=("encode", "decode"),
+            activation_checkpointing=build.activation_checkpointing,
             compile_blocks=build.compile_blocks,
-            compute_dtype=self._compute_dtype(),
             float8=self._float8_products,
         )
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Prediction enters the network by these doors; FSDP gathers weights only at doors that it knows.
-            for door in ("encode", "decode"):
-                register_fsdp_forward_method(self.network, door)
         if build.init_from is not None:
             self._start_from(build.init_from)
         self.network.encoder.requires_grad_(build.train_encoder)
 
     def _start_from(self, source: str) -> None:
         state = read_training_state(source) or read_folder(locate(source))[1]
-        if self._trainer is not None and not self._fitting:
+        if self._trainer is not None and not self.fitting:
             # A model that is only used must be the whole model.
             require_fit(self.network, {key.removeprefix("network."): x for key, x in state.items()}, source)
         load_matching(self.network, state, source, prefix="network.")
-
-    @property
-    def _on_meta(self) -> bool:
-        return next(self.network.parameters()).device.type == "meta"
-
-    @property
-    def _fitting(self) -> bool:
-        return self._trainer is not None and self._trainer.state.fn == "fit"
-
-    def _compute_dtype(self) -> torch.dtype | None:
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        return torch.bfloat16 if precision == "bf16-mixed" else None
-
-    def cpu(self) -> Self:
-        """Move to the CPU; on the meta device there is nothing to move (Lightning does this after any failure)."""
-        return self if self._on_meta else super().cpu()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Name the class, so that a checkpoint alone can be exported."""
@@ -211,16 +189,9 @@ class ViTokV2Codec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised, or were rounded by ``to_float8``.
         """
-        self._require_weights()
+        self.require_weights()
         self._require_unrounded("save")
         write_folder(Path(folder), self.settings, self.network.state_dict())
-
-    def _require_weights(self) -> None:
-        if self._on_meta:
-            raise RuntimeError(
-                "this model has no weights yet: use ViTokV2.from_pretrained(...) or ViTokV2.load_from_checkpoint(...), "
-                "or call configure_model() to start from random ones"
-            )
 
     def _require_unrounded(self, purpose: str) -> None:
         if self._rounded:
@@ -261,7 +232,7 @@ class ViTokV2Codec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         if not isinstance(images, Tokens):
             images = patchify(_as_images(images), self.variant.patch)
         images = images.to(self.device)
@@ -284,7 +255,7 @@ class ViTokV2Codec(pl.LightningModule):
         Raises:
             RuntimeError: the weights were never loaded or initialised.
         """
-        self._require_weights()
+        self.require_weights()
         latents = latents.to(self.device)
         if self.band_rows is None or self.window_radius is None:
             images = unpatchify(self.network.decode(latents, self.window_radius))
@@ -310,7 +281,7 @@ class ViTokV2Codec(pl.LightningModule):
             ValueError: the device has no float8 products.
             ModuleNotFoundError: torchao is not installed.
         """
-        self._require_weights()
+        self.require_weights()
         if not self._rounded and not self._float8_products:
             require_float8(self.device)
             quantise_blocks(self.network, self.network.blocks())
@@ -331,7 +302,7 @@ class ViTokV2Codec(pl.LightningModule):
 
     def _round_for_use(self) -> None:
         # By now a checkpoint has filled the weights.
-        if self.building.float8 and not self._fitting:
+        if self.building.float8 and not self.fitting:
             self.to_float8()
 
 

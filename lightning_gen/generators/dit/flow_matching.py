@@ -8,9 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +27,8 @@ from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.features import ImageGenerationMetrics
 from lightning_gen.nn.tokens import Tokens
+from lightning_gen.training.meta_module import MetaModule
 from lightning_gen.training.randomness import normal, uniform
-from lightning_gen.training.strategies import prepare
 from lightning_gen.training.weights import require_fit
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["FlowMatching"]
 
 
-class FlowMatching(pl.LightningModule):
+class FlowMatching(MetaModule):
     """The algorithm that all generators of this room share; what the condition is, a subclass says.
 
     L = mean (v(z_t, t, condition) - (eps - z))^2 + w (1 - cos(v, eps - z)),  z_t = (1 - t) z + t eps,  w mostly 0
@@ -52,7 +51,8 @@ class FlowMatching(pl.LightningModule):
         extractors: networks for gFID in validation; for each, a picture is made for every validation picture.
     """
 
-    network: nn.Module
+    doors: ClassVar[tuple[str, ...]] = ()
+    """Methods of the network besides ``forward`` by which data enter it."""
 
     def __init__(
         self,
@@ -84,18 +84,14 @@ class FlowMatching(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if next(self.network.parameters()).device.type != "meta":
-            return
-        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        prepare(
-            self.network,
-            device_mesh=self.device_mesh,
-            seed=self.seed,
-            activation_checkpointing=self.building.activation_checkpointing and fitting,
-            compile_blocks=self.building.compile_blocks,
-            compute_dtype=torch.bfloat16 if precision == "bf16-mixed" else None,
-        )
+        if self.on_meta:
+            self.prepare_network(
+                self.network,
+                self.seed,
+                doors=self.doors,
+                activation_checkpointing=self.building.activation_checkpointing,
+                compile_blocks=self.building.compile_blocks,
+            )
 
     def setup(self, stage: str) -> None:
         """Move the auto-encoder to the device of the run."""

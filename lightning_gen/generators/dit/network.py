@@ -20,10 +20,80 @@ from lightning_gen.nn.attention import plan_attention
 from lightning_gen.nn.rope import rotary_2d
 from lightning_gen.nn.tokens import Tokens
 
-__all__ = ["DiT", "activation_dtype", "check_labels"]
+__all__ = ["ClassConditional", "DiT", "activation_dtype", "check_labels"]
 
 
-class DiT(nn.Module):
+class ClassConditional(nn.Module):
+    """What the class-conditional transformers share: the null class, and one vector per image that says when and what.
+
+    Attributes:
+        num_classes: number of classes without the null class.
+        time_embedding: of times.
+        class_embedding: of classes, the null class last.
+        dit_blocks: the transformer.
+    """
+
+    num_classes: int
+    time_embedding: nn.Module
+    class_embedding: nn.Module
+    dit_blocks: nn.ModuleList
+
+    @property
+    def null_class(self) -> int:
+        """Index of the class that means "no class"."""
+        return self.num_classes
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The units that checkpointing, compilation and sharding wrap.
+
+        Returns:
+            The transformer blocks in order.
+        """
+        return self.dit_blocks
+
+    def condition(self, time: Tensor, label: Tensor) -> Tensor:
+        """One vector per image that says when and what.
+
+        Args:
+            time: t in [0, 1], 0 = clean, 1 = noise, float, (I,).
+            label: class in [0, num_classes], int64, (I,).
+
+        Returns:
+            (I, W).
+
+        Raises:
+            ValueError: a class outside the range (checked where this costs no wait for a device: on the CPU).
+        """
+        if label.device.type == "cpu":
+            check_labels(label, self.num_classes)
+        vector: Tensor = self.time_embedding(time) + self.class_embedding(label)
+        return vector
+
+    def conditions(self, tokens: Tokens, time: Tensor, label: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The condition of every image, and which image a token belongs to.
+
+        Args:
+            tokens: packed or unpacked.
+            time: (I,).
+            label: (I,).
+
+        Returns:
+            (I, W), and int64 (B, L); None = row b is image b.
+
+        Raises:
+            ValueError: not one time and one class per image, or a class outside the range.
+        """
+        count = (tokens.num_images,)
+        if time.shape != count or label.shape != count:
+            raise ValueError(
+                f"{count[0]} images need as many times and labels, got shapes {tuple(time.shape)}, {tuple(label.shape)}"
+            )
+        # The house's rule for unpacked tokens, as in plan_attention: as many rows as images.
+        image = None if tokens.mask.shape[0] == tokens.num_images else tokens.image.clamp(min=0)
+        return self.condition(time, label), image
+
+
+class DiT(ClassConditional):
     """Class-conditional diffusion transformer at native resolution.
 
     Padding is never attended to, tokens of different images never meet, and positions are integer patch coordinates.
@@ -69,37 +139,6 @@ class DiT(nn.Module):
         )
         self.head = VelocityHead(width, channels)
 
-    @property
-    def null_class(self) -> int:
-        """Index of the class that means "no class"."""
-        return self.num_classes
-
-    def blocks(self) -> Iterable[nn.Module]:
-        """The units that checkpointing, compilation and sharding wrap.
-
-        Returns:
-            The transformer blocks in order.
-        """
-        return self.dit_blocks
-
-    def condition(self, time: Tensor, label: Tensor) -> Tensor:
-        """One vector per image that says when and what.
-
-        Args:
-            time: t in [0, 1], 0 = clean, 1 = noise, float, (I,).
-            label: class in [0, num_classes], int64, (I,).
-
-        Returns:
-            (I, W).
-
-        Raises:
-            ValueError: a class outside the range (checked where this costs no wait for a device: on the CPU).
-        """
-        if label.device.type == "cpu":
-            check_labels(label, self.num_classes)
-        vector: Tensor = self.time_embedding(time) + self.class_embedding(label)
-        return vector
-
     def forward(self, tokens: Tokens, time: Tensor, label: Tensor) -> Tensor:
         """Predict the velocity of noised latents.
 
@@ -114,16 +153,9 @@ class DiT(nn.Module):
         Raises:
             ValueError: not one time and one class per image, or a class outside the range.
         """
-        count = (tokens.num_images,)
-        if time.shape != count or label.shape != count:
-            raise ValueError(
-                f"{count[0]} images need as many times and labels, got shapes {tuple(time.shape)}, {tuple(label.shape)}"
-            )
+        condition, image = self.conditions(tokens, time, label)
         x = self.in_proj(tokens.values.to(self.in_proj.weight.dtype))
-        condition = self.condition(time, label)
         shared = self.modulation(F.silu(condition))
-        # The house's rule for unpacked tokens, as in plan_attention: as many rows as images.
-        image = None if tokens.mask.shape[0] == tokens.num_images else tokens.image.clamp(min=0)
         rotary = rotary_2d(
             tokens.row, tokens.col, self.shape.width // self.shape.heads, self.rope_theta, activation_dtype(x)
         )

@@ -100,6 +100,8 @@ class TextLatentDiffusion(FlowMatching):
         ValueError: neither or both of ``tokenizer`` and ``encoder``, or a canvas that is not made of whole patches.
     """
 
+    doors = ("encode_words",)
+
     def __init__(
         self,
         space: LatentSpace,
@@ -179,14 +181,9 @@ class TextLatentDiffusion(FlowMatching):
 
     def configure_model(self) -> None:
         """Shard, materialise and fill the network; does nothing the second time."""
-        if next(self.network.parameters()).device.type != "meta":
+        if not self.on_meta:
             return
         super().configure_model()
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Prompts enter the network by this door; FSDP gathers weights only at doors that it knows.
-            register_fsdp_forward_method(self.network, "encode_words")
         if self.init_from is not None:
             load_matching(self.network, self.fitting_weights(self.init_from), self.init_from)
 

@@ -9,8 +9,6 @@ Shape letters: B rows, L tokens, C channels of a latent token, W width, I images
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +22,7 @@ from lightning_gen.generators.dit.lightningdit.layers import (
     XavierLinear,
 )
 from lightning_gen.generators.dit.lightningdit.variants import lightningdit_shape
-from lightning_gen.generators.dit.network import activation_dtype, check_labels
+from lightning_gen.generators.dit.network import ClassConditional, activation_dtype
 from lightning_gen.nn.attention import plan_attention
 from lightning_gen.nn.rope import rotary_2d
 from lightning_gen.nn.tokens import Tokens
@@ -32,7 +30,7 @@ from lightning_gen.nn.tokens import Tokens
 __all__ = ["LightningDiT"]
 
 
-class LightningDiT(nn.Module):
+class LightningDiT(ClassConditional):
     """Class-conditional diffusion transformer of LightningDiT and PAE.
 
     Padding is never attended to and tokens of different images never meet. Grids need not be square: every one that
@@ -64,37 +62,6 @@ class LightningDiT(nn.Module):
         )
         self.head = LightningHead(width, channels)
 
-    @property
-    def null_class(self) -> int:
-        """Index of the class that means "no class"."""
-        return self.num_classes
-
-    def blocks(self) -> Iterable[nn.Module]:
-        """The units that checkpointing, compilation and sharding wrap.
-
-        Returns:
-            The transformer blocks in order.
-        """
-        return self.dit_blocks
-
-    def condition(self, time: Tensor, label: Tensor) -> Tensor:
-        """One vector per image that says when and what.
-
-        Args:
-            time: t in [0, 1], 0 = clean, 1 = noise, float, (I,).
-            label: class in [0, num_classes], int64, (I,).
-
-        Returns:
-            (I, W).
-
-        Raises:
-            ValueError: a class outside the range (checked where this costs no wait for a device: on the CPU).
-        """
-        if label.device.type == "cpu":
-            check_labels(label, self.num_classes)
-        vector: Tensor = self.time_embedding(time) + self.class_embedding(label)
-        return vector
-
     def forward(self, tokens: Tokens, time: Tensor, label: Tensor) -> Tensor:
         """Predict the velocity of noised latents.
 
@@ -109,16 +76,10 @@ class LightningDiT(nn.Module):
         Raises:
             ValueError: not one time and one class per image, a class outside the range, or a token outside the grid.
         """
-        count = (tokens.num_images,)
-        if time.shape != count or label.shape != count:
-            raise ValueError(
-                f"{count[0]} images need as many times and labels, got shapes {tuple(time.shape)}, {tuple(label.shape)}"
-            )
+        vector, image = self.conditions(tokens, time, label)
+        condition = F.silu(vector)
         row, col = (part.masked_fill(~tokens.mask, 0) for part in (tokens.row, tokens.col))
         x = self.in_proj(tokens.values.to(self.in_proj.weight.dtype)) + self.positions(row, col)
-        condition = F.silu(self.condition(time, label))
-        # The house's rule for unpacked tokens, as in plan_attention: as many rows as images.
-        image = None if tokens.mask.shape[0] == tokens.num_images else tokens.image.clamp(min=0)
         rotary = rotary_2d(row, col, self.shape.head_width, self.rope_theta, activation_dtype(x))
         attend = plan_attention(tokens, None, rotary.cos.dtype)
         for block in self.dit_blocks:

@@ -245,3 +245,32 @@ def test_a_model_that_begins_below_pure_noise_gets_its_own_first_state(kind: str
 def _first_keys(data: PromptDataModule) -> Tensor:
     data.setup("fit")
     return row_keys(next(iter(data.train_dataloader())))
+
+
+def _passes(model: OnlineTraining, tmp_path: Path) -> list[tuple[str | None, bool]]:
+    """Which adapter was on, and whether with gradients, in every pass of one training step."""
+    seen: list[tuple[str | None, bool]] = []
+    velocity = model.policy.velocity
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        seen.append((model.bank.active, torch.is_grad_enabled()))
+        return velocity(x, *rest)
+
+    model.policy.velocity = watched  # type: ignore[method-assign]
+    train(model, prompts(tmp_path), tmp_path, steps=1)
+    return seen
+
+
+def test_flow_grpo_samples_by_the_policy_and_holds_it_against_the_base(tmp_path: Path) -> None:
+    model = module("grpo", updates=Updates(1, 8, skip_worthless=False))
+    seen = _passes(model, tmp_path)
+    # 4 guided steps; then each of 3 trained steps: the policy with gradients, the base without, guided both.
+    assert seen[:8] == [("default", False)] * 8
+    assert seen[8:] == ([("default", True)] * 2 + [(None, False)] * 2) * 3
+
+
+def test_diffusion_nft_samples_and_compares_by_the_old_policy(tmp_path: Path) -> None:
+    model = module("nft", updates=Updates(1, 8, skip_worthless=False))
+    seen = _passes(model, tmp_path)
+    assert seen[:4] == [("old", False)] * 4
+    assert seen[4:] == [("old", False), ("default", True), (None, False)] * 3

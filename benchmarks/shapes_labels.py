@@ -2,6 +2,7 @@
 
     python benchmarks/shapes_labels.py sheets runs/labels                     # sheet_00.png ..., detector.json
     python benchmarks/shapes_labels.py compare runs/labels labels.csv         # agreement, with intervals
+    python benchmarks/shapes_labels.py compare runs/labels labels.csv --card data/shapes_base
 
 The sheets show numbers and no prompts, so that labels are blind. A label is a line ``number,count,objects``: objects
 are "color kind" joined by ";", in any order, for instance ``17,2,red circle;blue moon``; count = 0 and no objects for
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes_base import filled
 from shapes_scoring import LEVEL, pictures_of
 
 from lightning_gen.generators.dit.text_module import TextLatentDiffusion
@@ -26,10 +28,18 @@ from lightning_gen.metrics.contact_sheet import Cell, draw_contact_sheet
 from lightning_gen.metrics.intervals import wilson_interval
 from lightning_gen.shapes.benchmark import benchmark_requests
 from lightning_gen.shapes.detector import ShapesDetector, find_objects
+from lightning_gen.shapes.grammar import Request, parse_prompt
 from lightning_gen.shapes.vocabulary import COLORS, KINDS
 
 PER_SHEET, COLUMNS, ENLARGED = 20, 5, 6
 _UNKNOWN = "?"
+_ROWS = {
+    "count": "number of objects",
+    "color": "colours",
+    "kind": "kinds",
+    "picture": "all pairs of colour and kind",
+    "verdict": "verdict on the prompt (positions left out)",
+}
 
 
 def sheets(model: TextLatentDiffusion, folder: Path, pictures: int, seed: int, least: float) -> None:
@@ -114,6 +124,61 @@ def agreement(
     return {**parts, "apart": apart}
 
 
+def shows(request: Request, objects: Sequence[Sequence[str]]) -> bool | None:
+    """Whether the objects are what was asked for by GenEval's rules; None where positions matter, which labels lack."""
+    if request.relation is not None:
+        return None
+    record = request.metadata()
+
+    def count(clause: Mapping[str, Any]) -> int:
+        return sum(kind == clause["class"] and color == clause.get("color", color) for color, kind in objects)
+
+    enough = all(count(clause) >= clause["count"] for clause in record["include"])
+    return enough and all(count(clause) < clause["count"] for clause in record.get("exclude", ()))
+
+
+def verdicts(
+    prompts: Sequence[str],
+    found: Sequence[Sequence[Sequence[str]]],
+    labels: Mapping[int, Sequence[tuple[str, str]]],
+) -> dict[str, Any]:
+    """What the score makes of the detector's reading and of the labels, picture by picture."""
+    pairs = []
+    for number, mine in labels.items():
+        request = parse_prompt(prompts[number])
+        pairs.append((shows(request, found[number]), shows(request, mine)))
+    counted: collections.Counter[tuple[bool, bool]] = collections.Counter(
+        (theirs, mine) for theirs, mine in pairs if theirs is not None and mine is not None
+    )
+    total = counted.total()
+    agree = counted[True, True] + counted[False, False]
+    return {
+        "agree": agree,
+        "of": total,
+        "share": agree / max(total, 1),
+        "interval": wilson_interval(agree, total, LEVEL),
+        "detector_only": counted[True, False],
+        "label_only": counted[False, True],
+        "right_by_label": counted[True, True] + counted[False, True],
+    }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Agreement as Markdown."""
+    lines = ["| | agree | per cent, 95 % interval |", "| --- | --- | --- |"]
+    for name, words in _ROWS.items():
+        one = found[name]
+        low, high = (100 * end for end in one["interval"])
+        lines.append(f"| {words} | {one['agree']} of {one['of']} | {100 * one['share']:.1f} [{low:.1f}, {high:.1f}] |")
+    one = found["verdict"]
+    lines.append("")
+    lines.append(
+        f"Right by the labels: {one['right_by_label']} of {one['of']} pictures; right by the detector only: "
+        f"{one['detector_only']}, by the labels only: {one['label_only']}."
+    )
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the two commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -126,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     compare = commands.add_parser("compare", help="hold labels against the detector")
     compare.add_argument("folder", type=Path)
     compare.add_argument("labels", type=Path, help="CSV with the header number,count,objects")
+    compare.add_argument("--card", type=Path, help="folder of the weights: the table goes into its README.md")
     options = parser.parse_args(argv)
     if options.command == "sheets":
         model = TextLatentDiffusion.from_pretrained(options.weights)
@@ -133,13 +199,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"sheets and detector.json in {options.folder}")
         return
     record = json.loads((options.folder / "detector.json").read_text(encoding="utf-8"))
-    found = agreement(record["found"], read_labels(options.labels))
+    labels = read_labels(options.labels)
+    found = agreement(record["found"], labels)
+    found["verdict"] = verdicts(record["prompts"], record["found"], labels)
     (options.folder / "agreement.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| | agree | share, 95 % interval |\n| --- | --- | --- |")
-    for name in ("count", "color", "kind", "picture"):
-        one = found[name]
-        low, high = (100 * end for end in one["interval"])
-        print(f"| {name} | {one['agree']} of {one['of']} | {100 * one['share']:.1f} [{low:.1f}, {high:.1f}] |")
+    print(table(found))
+    if options.card is not None:
+        readme = options.card / "README.md"
+        readme.write_text(filled(readme.read_text(encoding="utf-8"), {"labels": table(found)}), encoding="utf-8")
     for one in found["apart"]:
         print(f"{one['number']}: label {one['label']}, detector {one['detector']}")
 

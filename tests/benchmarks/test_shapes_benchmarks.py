@@ -139,7 +139,7 @@ def test_labels_are_blind_and_compared(weights: Path, tmp_path: Path, capsys: An
     agreed = {name: found[name]["agree"] for name in ("count", "color", "kind", "picture")}
     assert agreed == {"count": 3, "color": 3, "kind": 2, "picture": 2}
     assert [one["number"] for one in found["apart"]] == [1, 3]
-    assert "| picture | 2 of 4 |" in capsys.readouterr().out
+    assert "| all pairs of colour and kind | 2 of 4 |" in capsys.readouterr().out
     for line, message in {
         "4,1,red dragon": "'red dragon' is no colour and kind",
         "4,2,red star": "count 2, but 1 objects",
@@ -149,6 +149,17 @@ def test_labels_are_blind_and_compared(weights: Path, tmp_path: Path, capsys: An
         csv.write_text(f"number,count,objects\n{line}\n")
         with pytest.raises(ValueError, match=message):
             labels.main(["compare", str(tmp_path), str(csv)])
+
+
+def test_verdicts_of_labels_and_detector_are_held_together() -> None:
+    labels = part("shapes_labels")
+    prompts = ["a photo of a star", "a photo of two moons", "a photo of a red star left of a moon", "a photo of a ring"]
+    star, moon = ("red", "star"), ("blue", "moon")
+    found = [[star, moon], [moon, moon], [star, moon], [star]]
+    mine = {0: [star], 1: [moon, moon, moon], 2: [star, moon], 3: [("pink", "ring")]}
+    one = labels.verdicts(prompts, found, mine)
+    assert (one["agree"], one["of"]) == (1, 3), "an extra kind is free, an extra object of a number is not"
+    assert (one["detector_only"], one["label_only"], one["right_by_label"]) == (1, 1, 2)
 
 
 def test_the_encoder_is_measured_and_the_card_filled(tmp_path: Path) -> None:

@@ -40,11 +40,7 @@ def check_ahead(options: argparse.Namespace, made_before: Sequence[Path]) -> Non
     """
     from lightning_gen.training.classes import class_named
 
-    from .evaluate_features import _asked
-
     given = vars(options)
-    if "metrics" in given:
-        _asked(options.metrics)
     for option in _CLASSES:
         value = given.get(option)
         name = value[0] if isinstance(value, list) else value

@@ -96,7 +96,7 @@ def configure(verbs: Verbs) -> None:
     details.add_argument("--sampling", default="", metavar="TEXT", help="guidance, steps, seeds: for the protocol card")
     add_out(gfid)
     add_work(gfid)
-    gfid.set_defaults(run=_run_gfid)
+    gfid.set_defaults(run=_run_gfid, check=_check_gfid)
     statistics = verbs.add_parser(
         "statistics",
         help="compute reference statistics once and save them",
@@ -227,6 +227,10 @@ def _run_statistics(options: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     print(f"extractor {extractor.name}, weights {extractor.fingerprint}")
     return 0
+
+
+def _check_gfid(options: argparse.Namespace) -> None:
+    _asked(options.metrics)
 
 
 def _asked(given: list[str]) -> list[FeatureMetric]:

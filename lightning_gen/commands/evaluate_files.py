@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .evaluate_alpha import add_alpha, transparency
 from .evaluate_options import images_of, new_file, positive
 from .options import Examples
 
@@ -39,6 +40,7 @@ def configure(verbs: Verbs) -> None:
     npz.add_argument("--samples", required=True, metavar="WHERE", help="folder of pictures, tar, pattern of tars, npz")
     npz.add_argument("--out", required=True, type=new_file, metavar="FILE", help="the npz to write")
     npz.add_argument("--count", type=positive, metavar="N", help="the first N pictures; fewer are an error (all)")
+    add_alpha(npz)
     npz.set_defaults(run=_write_npz)
 
 
@@ -47,8 +49,10 @@ def _write_npz(options: argparse.Namespace) -> int:
 
     from .data_packing import progress_bars
 
-    images = images_of(options.samples, options.count)
+    images = images_of(options.samples, options.count).with_alpha(options.alpha)
     with progress_bars() as watch:
         shape = write_adm_npz(images, options.out, watch)
+    for warning in transparency({"pictures": images}, options.alpha):
+        print(f"warning: {warning}")
     print(f"{options.out}: arr_0 uint8 {shape}, from {options.samples} ({images.rule})")
     return 0

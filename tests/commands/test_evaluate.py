@@ -107,6 +107,16 @@ def test_npz_holds_the_pictures_in_order(run: Run, tmp_path: Path) -> None:
     assert all(torch.equal(folder.read(number), file.read(number)) for number in range(3))
 
 
+def test_npz_says_what_became_of_alpha(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.new("RGBA", (16, 16), (200, 0, 0, 60)).save(tmp_path / "set/x.png")
+    assert "laid over white" in run("npz", "--samples", "set", "--out", "white.npz")
+    assert "without their alpha" in run("npz", "--samples", "set", "--alpha", "drop", "--out", "drop.npz")
+    white, drop = (open_images(f"{name}.npz").read(0)[:, 0, 0].tolist() for name in ("white", "drop"))
+    assert drop == [200, 0, 0]
+    assert white == pytest.approx([round(255 + (level - 255) * 60 / 255) for level in drop], abs=1)
+
+
 def test_out_is_looked_at_before_the_work(refused: Run, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     (tmp_path / "folder").mkdir()

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Final
 from ._lazy import attach
 
 if TYPE_CHECKING:
+    from .alignment.arena_po.module import ArenaPO as ArenaPO
+    from .alignment.arena_po.module import DiffusionDPO as DiffusionDPO
+    from .alignment.arena_po.sources import FittedGaps as FittedGaps
+    from .alignment.arena_po.sources import TableGaps as TableGaps
     from .alignment.diffusion_nft.module import DiffusionNFT as DiffusionNFT
     from .alignment.flow_grpo.module import FlowGRPO as FlowGRPO
     from .alignment.guards import DivergenceGuard as DivergenceGuard
+    from .alignment.policies import PipelinePolicy as PipelinePolicy
     from .autoencoders.muse.module import Muse as Muse
     from .autoencoders.muse.perceptual import PerceptualLoss as PerceptualLoss
     from .autoencoders.muse.teacher import AffinityTeacher as AffinityTeacher
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
     from .backbones.patch_features import MapPatches as MapPatches
     from .backbones.patch_features import UntrainedPatches as UntrainedPatches
     from .backbones.text import FrozenTextEncoder as FrozenTextEncoder
+    from .backbones.text_to_image import DiffusersTextToImage as DiffusersTextToImage
     from .backbones.vae import DiffusersVAE as DiffusersVAE
     from .data.edits import EditPairsDataModule as EditPairsDataModule
     from .data.folder import FolderDataModule as FolderDataModule
@@ -79,6 +85,7 @@ if TYPE_CHECKING:
     from .shapes.encoder import ShapesEncoderTraining as ShapesEncoderTraining
     from .shapes.encoder import ShapesFeatures as ShapesFeatures
     from .shapes.module import ShapesDataModule as ShapesDataModule
+    from .shapes.preferences import ShapesPreferenceDataModule as ShapesPreferenceDataModule
     from .shapes.prompts import ShapesPromptDataModule as ShapesPromptDataModule
     from .shapes.rewards import ColorHarmony as ColorHarmony
     from .shapes.rewards import Layout as Layout
@@ -101,6 +108,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "AestheticReward": "lightning_gen.rewards.preference",
     "AffinityTeacher": "lightning_gen.autoencoders.muse.teacher",
     "AnyUp": "lightning_gen.autoencoders.pae.upsampling",
+    "ArenaPO": "lightning_gen.alignment.arena_po.module",
     "AutoencoderSpace": "lightning_gen.generators.spaces",
     "BudgetCurriculum": "lightning_gen.training.callbacks.budget",
     "CLIPImageExtractor": "lightning_gen.metrics.extractors",
@@ -115,13 +123,16 @@ COMPONENTS: Final[dict[str, str]] = {
     "DINOv3Attention": "lightning_gen.autoencoders.muse.teacher",
     "DINOv3Extractor": "lightning_gen.metrics.extractors",
     "DINOv3Patches": "lightning_gen.backbones.patch_encoders",
+    "DiffusersTextToImage": "lightning_gen.backbones.text_to_image",
     "DiffusersVAE": "lightning_gen.backbones.vae",
+    "DiffusionDPO": "lightning_gen.alignment.arena_po.module",
     "DiffusionNFT": "lightning_gen.alignment.diffusion_nft.module",
     "DivergenceGuard": "lightning_gen.alignment.guards",
     "EMA": "lightning_gen.training.ema",
     "EditPairsDataModule": "lightning_gen.data.edits",
     "FIDInceptionV3": "lightning_gen.metrics.extractors",
     "FSDP2Strategy": "lightning_gen.training.strategies",
+    "FittedGaps": "lightning_gen.alignment.arena_po.sources",
     "FlowGRPO": "lightning_gen.alignment.flow_grpo.module",
     "FolderDataModule": "lightning_gen.data.folder",
     "FrozenTextEncoder": "lightning_gen.backbones.text",
@@ -150,6 +161,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "PerceptualLoss": "lightning_gen.autoencoders.muse.perceptual",
     "PickAPicDataModule": "lightning_gen.data.preferences",
     "PickScoreReward": "lightning_gen.rewards.preference",
+    "PipelinePolicy": "lightning_gen.alignment.policies",
     "PixelSpace": "lightning_gen.generators.spaces",
     "PreferenceDataModule": "lightning_gen.data.preferences",
     "PromptDataModule": "lightning_gen.data.prompts",
@@ -166,6 +178,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "ShapesEncoder": "lightning_gen.shapes.encoder",
     "ShapesEncoderTraining": "lightning_gen.shapes.encoder",
     "ShapesFeatures": "lightning_gen.shapes.encoder",
+    "ShapesPreferenceDataModule": "lightning_gen.shapes.preferences",
     "ShapesPromptDataModule": "lightning_gen.shapes.prompts",
     "ShapesPrompts": "lightning_gen.shapes.benchmark",
     "ShapesSegments": "lightning_gen.shapes.segments",
@@ -173,6 +186,7 @@ COMPONENTS: Final[dict[str, str]] = {
     "ShardDataModule": "lightning_gen.data.modules",
     "Sharpness": "lightning_gen.shapes.rewards",
     "SigLIP2Patches": "lightning_gen.backbones.patch_encoders",
+    "TableGaps": "lightning_gen.alignment.arena_po.sources",
     "TextImageDataModule": "lightning_gen.data.images",
     "TextLatentDiffusion": "lightning_gen.generators.dit.text_module",
     "Throughput": "lightning_gen.training.callbacks.throughput",

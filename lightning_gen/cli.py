@@ -25,9 +25,11 @@ TRAINER_VERBS: Final = {
 OWN_VERBS: Final = {
     "demo": "train the tiny autoencoder on photographs and show it; `demo shapes`: pictures for prompts, no training",
     "data": "convert, index, verify, count, repack and make up data sets in tar shards",
+    "arena": "how good the models behind preference pairs are, and the gap of every pair",
     "evaluate": "FID, GenEval, EGIP, preference scores of pictures that any code produced, with protocol cards",
     "recipes": "list, show or copy the configurations that ship with the package",
     "export": "turn a checkpoint (file or sharded folder) into safetensors",
+    "import": "turn published weights (MUSE, PAE, LightningDiT) into a folder of this package, with a report",
     "doctor": "versions, devices, who owns the name `lightning`; with --config: can this run start here?",
 }
 """Verbs of this package, with their help."""

@@ -11,12 +11,12 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-__all__ = ["Row", "compare", "peak_bytes", "report", "with_standard_options"]
+__all__ = ["Row", "compare", "paired", "peak_apart", "peak_bytes", "report", "with_standard_options"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,31 @@ def compare(
             pairs.append((seconds(ours, clock), seconds(other, clock)))
     finally:
         gc.enable()
-    pairs = pairs[1:]
+    return paired(part, case, pairs[1:], target=target, difference=difference, items=items)
+
+
+def paired(
+    part: str,
+    case: str,
+    pairs: Sequence[tuple[float, float]],
+    *,
+    target: float | None = None,
+    difference: float | None = None,
+    items: int | None = None,
+) -> Row:
+    """The row of pairs that are measured already.
+
+    Args:
+        part: letter of the question.
+        case: what was computed.
+        pairs: seconds of our side and of the other one.
+        target: the ratio that is asked for.
+        difference: stored in the row.
+        items: real tokens, or images, that both sides handle per call, for the rates.
+
+    Returns:
+        The row; its ratio is the median over the pairs of other / ours.
+    """
     ratios = sorted(b / a for a, b in pairs)
     mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     rates = None if items is None else (items / mine, items / theirs)
@@ -141,6 +165,39 @@ def peak_bytes(function: Callable[[], object]) -> int:
     held = [event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]"]
     first = next(event["args"] for event in events if event["name"] == "[memory]")
     return int(max(held) - (first["Total Allocated"] - first["Bytes"]))
+
+
+def peak_apart(prepare: Callable[[], Callable[[], object]], imported: Sequence[str] = ("torch",)) -> int:
+    """Most bytes that a process of its own held during a call, beyond what it held before: a peak is never forgotten.
+
+    Args:
+        prepare: called in that process, gives the call; a function of a module, or a partial of one.
+        imported: modules that are imported once for all such processes; those of the first call count.
+
+    Returns:
+        Bytes, mapped files that were read included; at least 1.
+    """
+    # Forked from a process that has imported and computed nothing else.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(imported))
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_growth, (prepare, torch.get_num_threads()))
+
+
+def _peak_growth(prepare: Callable[[], Callable[[], object]], threads: int) -> int:
+    torch.set_num_threads(threads)
+    call = prepare()
+    # Forget the peak of the preparation; Linux resets its high-water mark on request.
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = _kilobytes("VmRSS")
+    call()
+    return max(1, 1024 * (_kilobytes("VmHWM") - before))
+
+
+def _kilobytes(field: str) -> int:
+    """A field of this process's status."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def report(rows: Iterable[Row], out: Path, settings: dict[str, object], unit: str = "tokens") -> None:

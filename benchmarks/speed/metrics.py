@@ -15,15 +15,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import measure
 import torch
-from measure import Row, report, with_standard_options
+from measure import Row, peak_apart, report, with_standard_options
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
@@ -149,18 +147,14 @@ def solving(amounts: Amounts, compare: Compare) -> Iterator[Row]:
 def memory(amounts: Amounts, compare: Compare) -> Iterator[Row]:
     """Part (c): in a process of its own for either side, because the most is never forgotten."""
     del compare
-    context = multiprocessing.get_context("spawn")
-    peaks = []
-    for side in (our_evaluation, their_evaluation):
-        with context.Pool(1) as pool:
-            peaks.append(pool.apply(peak_growth, (side, amounts, torch.get_num_threads())))
+    peaks = [peak_apart(functools.partial(side, amounts)) for side in (our_evaluation, their_evaluation)]
     case = f"memory of counting {amounts.samples} rows twice and solving"
     shown = f"{case}: {peaks[0] / 1e6:.0f} and {peaks[1] / 1e6:.0f} MB, torchmetrics"
-    ratio = max(peaks[1], 1) / max(peaks[0], 1)
+    ratio = peaks[1] / peaks[0]
     yield Row("c", shown, ratio, (ratio, ratio), peaks[0], peaks[1])
 
 
-def our_evaluation(amounts: Amounts) -> object:
+def our_evaluation(amounts: Amounts) -> Callable[[], float]:
     """Real and generated rows, and the distance."""
     rows = [features(amounts, seed) for seed in (1, 2)]
     metric = ImageGenerationMetrics(Stored(torch.cat(rows)), metrics=("gfid",))
@@ -175,7 +169,7 @@ def our_evaluation(amounts: Amounts) -> object:
     return evaluate
 
 
-def their_evaluation(amounts: Amounts) -> object:
+def their_evaluation(amounts: Amounts) -> Callable[[], float]:
     """The same by torchmetrics."""
     rows = [features(amounts, seed) for seed in (1, 2)]
     metric = FrechetInceptionDistance(feature=Passed(amounts.size))
@@ -187,23 +181,6 @@ def their_evaluation(amounts: Amounts) -> object:
         return float(metric.compute())
 
     return evaluate
-
-
-def peak_growth(prepare: Callable[[Amounts], Any], amounts: Amounts, threads: int) -> int:
-    """How many bytes more than before a call held at its peak."""
-    torch.set_num_threads(threads)
-    evaluate = prepare(amounts)
-    # Forget the peak of the preparation; Linux resets its high-water mark on request.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = kilobytes("VmRSS")
-    evaluate()
-    return 1024 * (kilobytes("VmHWM") - before)
-
-
-def kilobytes(field: str) -> int:
-    """A field of this process's status."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def rules(amounts: Amounts, compare: Compare) -> Iterator[Row]:

@@ -1,27 +1,31 @@
-"""Stops training by rewards before a policy is ruined, and puts the last good adapter back."""
+"""Stops training by rewards before a policy is ruined, and puts the last good adapters back."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_gen.alignment.online import OnlineTraining
+from lightning_gen.backbones.lora_weights import AdapterWeights
+from lightning_gen.training.ema import EMA
 
 __all__ = ["DivergenceGuard"]
 
 
 class DivergenceGuard(Callback):
-    """Watches what is logged after every step, keeps the best adapter so far, and stops a run that collapses.
+    """Watches what is logged after every step, keeps the best adapters so far, and stops a run that collapses.
 
     A run is over when the divergence from the reference was above ``largest_kl`` for ``patience`` steps in a row, when
     the mean reward of the last ``patience`` steps is ``reward_drop`` below the best such mean, when pictures were grey
-    or glaring for as long, or when loss or divergence are not finite. The trained adapter is then put back to what it
-    was at the best mean, so that the last checkpoint and the export hold it; a message says what happened.
+    or glaring for as long, or when loss or divergence are not finite. All adapters, the one that samples too, are then
+    put back to what they were at the best mean, or at the start where there is none yet, and averages of ``EMA`` with
+    them, so that the last checkpoint and the export hold them; a message says what happened.
+
+    The divergence is logged whatever its weight in the loss, so a run without that term is watched too.
 
     Args:
         largest_kl: of ``train/kl``; None = not watched.
@@ -54,13 +58,19 @@ class DivergenceGuard(Callback):
         self.least_contrast, self.largest_contrast = least_contrast, largest_contrast
         self._recent: list[float] = []
         self._best = -math.inf
-        self._good: list[Tensor] = []
+        self._good: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
         self._bad = {"kl": 0, "contrast": 0}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module without adapters."""
         if not isinstance(pl_module, OnlineTraining):
             raise TypeError(f"DivergenceGuard watches training by rewards, not {type(pl_module).__name__}")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the run begins with, unless a checkpoint brought something better."""
+        assert isinstance(pl_module, OnlineTraining)
+        if not self._good:
+            self._keep(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,18 +104,23 @@ class DivergenceGuard(Callback):
         mean = sum(self._recent) / len(self._recent)
         if len(self._recent) == self.patience and mean > self._best:
             self._best = mean
-            self._good = [p.detach().clone() for p in module.bank.parameters(module.bank.trainable)]
+            self._keep(module)
         elif self.reward_drop is not None and mean < self._best - self.reward_drop:
             return f"the mean reward of {self.patience} steps fell to {mean:.3g} from {self._best:.3g}"
         return None
 
+    def _keep(self, module: OnlineTraining) -> None:
+        # Whole tensors, so that a sharded run can be continued on another number of devices.
+        self._good = {name: dict(module.bank.weights(name).factors) for name in module.bank.names}
+
     def _stop(self, trainer: Trainer, module: OnlineTraining, reason: str) -> None:
-        kept = "there is no good adapter to go back to yet"
-        if self._good:
-            with torch.no_grad():
-                for parameter, good in zip(module.bank.parameters(module.bank.trainable), self._good, strict=True):
-                    parameter.copy_(good)
-            kept = f"the adapter of the best {self.patience} steps (mean reward {self._best:.3g}) is back in place"
+        for name, factors in self._good.items():
+            module.bank.load(name, AdapterWeights(factors, module.bank.settings(name).alpha))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMA):
+                callback.restart(module)
+        best = f"of the best {self.patience} steps (mean reward {self._best:.3g})"
+        kept = f"the adapter {best if self._best > -math.inf else 'of the start'} is back in place"
         rank_zero_warn(f"step {trainer.global_step}: training stops because {reason}; {kept}")
         trainer.should_stop = True
 
@@ -120,4 +135,4 @@ class DivergenceGuard(Callback):
             state_dict: of :meth:`state_dict`.
         """
         self._recent, self._best = list(state_dict["recent"]), float(state_dict["best"])
-        self._good, self._bad = list(state_dict["good"]), dict(state_dict["bad"])
+        self._good, self._bad = dict(state_dict["good"]), dict(state_dict["bad"])

@@ -8,18 +8,24 @@ Shape letters: B rows of this rank, N rows of all ranks.
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs
 from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, policy_velocity, row_keys
+from lightning_gen.alignment.settings import Evaluation, Updates
+from lightning_gen.alignment.shares import RunningMeans, Share, share_of
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
 from lightning_gen.backbones.lora_files import write_adapter
 from lightning_gen.data.batches import PromptBatch
@@ -31,7 +37,7 @@ from lightning_gen.nn.ranks import gather_over_ranks, mean_over_ranks
 from lightning_gen.rewards.advantages import AdvantageSettings, epoch_advantages, training_mask
 from lightning_gen.rewards.applicability import read_metadata
 from lightning_gen.rewards.rewards import RewardScores, RewardSuite
-from lightning_gen.training.needs import ModelNeeds, WeightNeed
+from lightning_gen.training.needs import ModelNeeds, add_needs
 from lightning_gen.training.optim import AdamW
 from lightning_gen.training.strategies import prepare
 
@@ -43,70 +49,10 @@ __all__ = ["DEFAULT", "Evaluation", "OnlineTraining", "Share", "Updates"]
 DEFAULT = "default"
 """Name of the adapter that is trained."""
 
+_SHAPES = "adapters"
+"""Key of a checkpoint under which the shapes of its adapters stand."""
+
 _OPTIMIZER = AdamW(3e-4, betas=(0.9, 0.999), weight_decay=1e-4)
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """How pictures are made in validation and for the sample grid.
-
-    Attributes:
-        steps: of the solver.
-        solver: see ``flow.solvers.SOLVERS``.
-        guidance: scale of classifier-free guidance; 1 = none.
-
-    Raises:
-        ValueError: an unknown solver or no step.
-
-    Source: arXiv:2505.05470 and arXiv:2509.16117: 40 deterministic Euler steps.
-    """
-
-    steps: int = 40
-    solver: str = "euler"
-    guidance: float = 4.5
-
-    def __post_init__(self) -> None:
-        if self.solver not in SOLVERS or self.steps < 1:
-            raise ValueError(
-                f"evaluation takes at least 1 step of {', '.join(SOLVERS)}, got {self.steps} of {self.solver!r}"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Updates:
-    """How a rollout is learned from.
-
-    Attributes:
-        per_rollout: optimiser steps per rollout; every row is in one of them, by its place in the global batch.
-        micro_batch_size: rows in one pass through the network, in sampling too.
-        clip: largest norm of the gradient.
-        skip_worthless: leave out rows whose advantage is 0, filled up at random to equal updates.
-
-    Raises:
-        ValueError: a number that makes no sense.
-    """
-
-    per_rollout: int = 1
-    micro_batch_size: int = 8
-    clip: float = 1.0
-    skip_worthless: bool = True
-
-    def __post_init__(self) -> None:
-        if self.per_rollout < 1 or self.micro_batch_size < 1 or self.clip <= 0:
-            raise ValueError(f"updates need per_rollout and micro_batch_size of at least 1 and a positive clip: {self}")
-
-
-class Share(NamedTuple):
-    """A rank's part of an optimiser step.
-
-    Attributes:
-        rows: numbers of its rows, int64, (n,); n is the same on every rank.
-        weights: of the rows, float, (n,): the mean over the ranks of the weighted sums is the mean over the rows of all
-            ranks. Rows that only make n the same have the weight 0.
-    """
-
-    rows: Tensor
-    weights: Tensor
 
 
 class OnlineTraining(pl.LightningModule):
@@ -151,8 +97,9 @@ class OnlineTraining(pl.LightningModule):
         self.bank: AdapterBank
         self.rewards, self.advantage_settings, self.updates = rewards, advantages, updates
         self.evaluation, self.optimizer, self.seed = evaluation, optimizer, seed
+        self.clock: Callable[[], float] = time.perf_counter  # seconds, see timed
         self._scored: dict[str, list[Tensor]] = {}
-        self._watched: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+        self._watched = RunningMeans()
 
     # ------------------------------------------------------------------ building
 
@@ -164,36 +111,55 @@ class OnlineTraining(pl.LightningModule):
             init_args: constructor arguments, as parsed from a config.
 
         Returns:
-            The policy's weights; their number is not known before they are read.
+            Parameters of the adapter, of the policy and of what pays it, and whether their weights are here.
         """
-        policy = init_args.get("policy")
-        pipeline = policy.get("pipeline") if isinstance(policy, Mapping) else getattr(policy, "pipeline", None)
-        if pipeline is None:
-            return ModelNeeds(trainable=0)
-        hint = "give the folder of a diffusers pipeline with its model_index.json"
-        found = (Path(str(pipeline)) / "model_index.json").is_file()
-        return ModelNeeds(trainable=0, weights=(WeightNeed("the policy's pipeline", str(pipeline), found, hint),))
+        rewards = init_args.get("rewards")
+        paid = RewardSuite.needs(rewards.get("init_args") or {}) if isinstance(rewards, Mapping) else ModelNeeds(0)
+        return add_needs([policy_needs(init_args.get("policy"), init_args.get("lora")), paid])
 
     def configure_model(self) -> None:
         """Load the policy, put the adapters into it, and shard it; does nothing the second time."""
         if hasattr(self, "bank"):
             return
-        policy = open_policy(self._source.pop())
+        policy = open_policy(self._source[0])
         self.bank = AdapterBank(policy.network, self._lora, self._adapters, self._adapters[0], self.seed)
         self.policy = policy
         if self._init_adapter is not None:
             self.load_adapter(self._init_adapter)
+        self._source.clear()
+        self._prepare(policy)
+
+    def _prepare(self, policy: TextToImage) -> None:
+        """Checkpoint and shard the network, after the adapters are in it."""
+        checkpointing = self.updates.activation_checkpointing
+        if self.device_mesh is None and not checkpointing:
+            return
+        prepare(policy.network, device_mesh=self.device_mesh, seed=self.seed, activation_checkpointing=checkpointing)
         if self.device_mesh is not None:
-            prepare(policy.network, device_mesh=self.device_mesh, seed=self.seed)
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            # Methods besides forward by which data enter the network, where it has its own encoder of prompts.
+            for door in getattr(policy, "doors", ()):
+                if hasattr(policy.network, door):
+                    register_fsdp_forward_method(policy.network, door)
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work."""
+        """Refuse what cannot work, and have the rewards read their weights.
+
+        Args:
+            stage: of the Trainer.
+
+        Raises:
+            ValueError: groups of one.
+            RewardError: a reward cannot be made ready.
+        """
         repeats = getattr(getattr(self.trainer, "datamodule", None), "repeats", None)
         if stage == "fit" and repeats is not None and repeats < 2:
             raise ValueError(
                 f"data.repeats is {repeats}: a picture is judged against others of its prompt, so every prompt must "
                 "come at least twice (paper: 24); a group of one learns from noise alone"
             )
+        self.rewards.load()  # now: the first rollout may take minutes
 
     def on_fit_start(self) -> None:
         """Warn of what is known to fail."""
@@ -209,13 +175,42 @@ class OnlineTraining(pl.LightningModule):
         group = {"params": self.bank.parameters(self.bank.trainable), "weight_decay": self.optimizer.weight_decay}
         return self.optimizer.build_groups([group])
 
-    def on_train_start(self) -> None:
-        """Gradients are averaged once per update by :meth:`update`, not in every backward pass."""
+    def on_train_batch_start(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Gradients are averaged once per update by :meth:`update`, not in every backward pass.
+
+        Said before every step, because Lightning switches averaging on again after each.
+
+        Args:
+            batch: not used.
+            batch_idx: not used.
+        """
         wrapped: Any = self.trainer.strategy.model
         if isinstance(wrapped, nn.parallel.DistributedDataParallel):
             wrapped.require_backward_grad_sync = False
 
     # ------------------------------------------------------------------ sampling and scoring
+
+    @abstractmethod
+    def sample(self, batch: PromptBatch) -> Rollout:
+        """Make pictures to learn from.
+
+        Args:
+            batch: prompts in groups.
+
+        Returns:
+            The record.
+        """
+
+    def explore(self, batch: PromptBatch) -> Rollout:
+        """Make pictures as they are made to learn from, by the adapter that is on.
+
+        Args:
+            batch: prompts.
+
+        Returns:
+            The record.
+        """
+        return self.sample(batch)
 
     def field(self, prompts: Sequence[str], guidance: float) -> Velocity:
         """The policy with prompts as a velocity field, by the adapter that is on.
@@ -316,6 +311,22 @@ class OnlineTraining(pl.LightningModule):
         known = {name: value.detach().float() for name, value in values.items() if not bool(value.isnan())}
         self.log_dict(known, batch_size=count)
 
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Log as ``seconds/<phase>`` how long a part of the step takes on this rank, the device's work included.
+
+        Args:
+            phase: its name.
+
+        Yields:
+            Nothing.
+        """
+        start = self.clock()
+        yield
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # otherwise the next part would be charged with what is still under way
+        self.log(f"seconds/{phase}", self.clock() - start, batch_size=1)
+
     # ------------------------------------------------------------------ learning
 
     def updates_of(self, advantages: Tensor, rollout: Rollout) -> Iterator[Share]:
@@ -343,7 +354,7 @@ class OnlineTraining(pl.LightningModule):
             keys, step = gather_over_ranks(rollout.keys)[0], self.trainer.global_step
             kept = kept[training_mask(everyone, count, seed=self.seed, epoch=step, index=keys)]
         for update in range(count):
-            yield _share(kept[update::count], first, len(advantages), len(everyone))
+            yield share_of(kept[update::count], first, len(advantages), len(everyone))
 
     def watch(self, name: str, values: Tensor, weights: Tensor) -> None:
         """Remember numbers of a micro-batch for the log of this step.
@@ -353,9 +364,7 @@ class OnlineTraining(pl.LightningModule):
             values: of the rows, (rows,).
             weights: of the rows, see ``Share``.
         """
-        total, weight = self._watched.get(name, (0.0, 0.0))
-        kept = values.detach().float()
-        self._watched[name] = (total + (weights * kept).sum(), weight + weights.sum())
+        self._watched.add(name, values, weights)
 
     def log_watched(self, count: int) -> None:
         """Log the means of what was watched in this step, over all ranks.
@@ -363,11 +372,8 @@ class OnlineTraining(pl.LightningModule):
         Args:
             count: rows of this rank.
         """
-        for name, (total, weight) in sorted(self._watched.items()):
-            sums = gather_over_ranks(torch.stack([torch.as_tensor(total), torch.as_tensor(weight)])[None])[0].sum(0)
-            mean = sums[0] / sums[1].clamp(min=torch.finfo(sums.dtype).tiny)
+        for name, mean in self._watched.take().items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=count)
-        self._watched.clear()
 
     def update(self) -> None:
         """One optimiser step on what has been accumulated, averaged over the ranks."""
@@ -376,23 +382,39 @@ class OnlineTraining(pl.LightningModule):
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = mean_over_ranks(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.updates.clip)
         optimizer.step()
         optimizer.zero_grad()
-        self.log("train/gradient_norm", norm.detach().float(), batch_size=1)
+        # Here and not in the hook below: at the first step of a pass Lightning forgets what one hook has logged when it
+        # comes back to it after another.
+        self.log("train/gradient_norm", self._norm, batch_size=1)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip the gradient, here because with float16 it has just been divided by the scale of the loss.
+
+        Args:
+            optimizer: not used.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.bank.parameters(self.bank.trainable), self.updates.clip).detach()
+        self._norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
     # ------------------------------------------------------------------ evaluation
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Score pictures of the validation prompts.
 
+        ``val/reward_gap`` is how much less the first of them are paid when the rollout's sampler makes them.
+
         Args:
             batch: prompts.
-            batch_idx: not used.
+            batch_idx: number of the batch, for the gap.
         """
         scores = self.score(self.make(batch))
-        for name, raw in ({**scores.raw, "total": scores.total}).items():
-            self._scored.setdefault(name, []).append(raw[batch.valid])
+        found = {**scores.raw, "total": scores.total}
+        if batch_idx < self.evaluation.gap_batches:
+            found["rollout_total"] = self.score(self.explore(batch)).total
+            found["reward_gap"] = scores.total - found["rollout_total"]
+        for name, values in found.items():
+            self._scored.setdefault(name, []).append(values[batch.valid])
 
     def on_validation_epoch_end(self) -> None:
         """Means over the whole set."""
@@ -426,9 +448,14 @@ class OnlineTraining(pl.LightningModule):
     # ------------------------------------------------------------------ weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapters; the base is where it came from."""
+        """Keep the adapters, and their shapes; the base is where it came from.
+
+        Args:
+            checkpoint: what is about to be written.
+        """
         kept = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in kept.items() if _is_adapter(name)}
+        checkpoint[_SHAPES] = self._adapter_shapes()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse adapters of another shape before anything is copied.
@@ -440,8 +467,9 @@ class OnlineTraining(pl.LightningModule):
             ValueError: its adapters are others.
         """
         self.configure_model()
-        own = {name: value.shape for name, value in self.state_dict().items() if _is_adapter(name)}
-        given = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        own = self._adapter_shapes()
+        # A sharded strategy has taken the tensors out, and read those that fit.
+        given = checkpoint[_SHAPES] if _SHAPES in checkpoint else _shapes(checkpoint["state_dict"])
         if own != given:
             wrong = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))
             raise ValueError(
@@ -467,17 +495,15 @@ class OnlineTraining(pl.LightningModule):
         Args:
             folder: made if it does not exist.
         """
-        write_adapter(self.bank.weights(self.bank.trainable), folder)
+        weights = self.bank.weights(self.bank.trainable)  # on every rank: shards are gathered
+        rank_zero_only(write_adapter)(weights, folder)
+
+    def _adapter_shapes(self) -> dict[str, list[int]]:
+        return _shapes({name: value for name, value in self.state_dict().items() if _is_adapter(name)})
 
 
-def _share(chosen: Tensor, first: int, size: int, total: int) -> Share:
-    """What of the chosen places in the global batch belongs to the rank whose rows begin at ``first``."""
-    owner = chosen // size
-    mine = chosen[owner == first // size] - first
-    most = int(torch.bincount(owner, minlength=1).max())
-    weights = mine.new_zeros(most, dtype=torch.float32)
-    weights[: len(mine)] = total / size / max(1, len(chosen))
-    return Share(torch.cat([mine, mine.new_zeros(most - len(mine))]), weights)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in tensors.items()}
 
 
 def _is_adapter(name: str) -> bool:

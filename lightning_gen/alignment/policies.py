@@ -1,31 +1,50 @@
-"""Text-to-image models as policies: by name, from a folder, from a pipeline, or as they are."""
+"""Text-to-image models as policies: by name, from a folder, from a pipeline, or as they are; and what they need."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Final, Literal, cast
 
 from torch import nn
 
+from lightning_gen.backbones.lora import AdapterBank, LoRASettings
+from lightning_gen.backbones.lora_targets import LORA_TARGETS, LoRATargets
+from lightning_gen.backbones.pipelines.description import described_networks
+from lightning_gen.backbones.pipelines.folder import find_pipeline
+from lightning_gen.backbones.shipped import SHIPPED, shipped_or_given
+from lightning_gen.backbones.weights import MissingWeightsError, find_weights, stored_shapes
 from lightning_gen.interfaces import TextToImage
+from lightning_gen.training.needs import ModelNeeds, WeightNeed
 
-__all__ = ["PipelinePolicy", "open_policy"]
+__all__ = ["PipelinePolicy", "open_policy", "policy_needs"]
 
 _METHODS = ("network", "latent_shape", "encode_prompts", "velocity", "latents_to_images", "times", "from_noise")
+_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_WHAT: Final = "the policy"
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelinePolicy:
     """A pipeline of diffusers, named with how it is to be used; nothing is read before training begins.
 
+    What a configuration trains is named by this record, or by a string; ``DiffusersTextToImage`` is the model that it
+    becomes.
+
     Attributes:
         pipeline: folder or hub id.
         canvas: height and width of pictures in pixels; None = the size the model was made for.
         text_length: tokens of a prompt for T5; None = the pipeline's own. Published reinforcement learning: 128.
-        prompt_cache: folder of encoded prompts; None = none are kept.
+        prompt_cache: folder of encoded prompts; None = none are kept, and every pass encodes its prompts anew.
         dtype: of the frozen weights, network, text encoders and auto-encoder alike.
+        text_offload: text encoders wait in host memory while they have nothing to encode.
         vae_slicing: decode picture by picture, for less memory.
+        revision: branch, tag or commit of the hub repository.
+
+    Raises:
+        ValueError: ``text_offload`` without a cache: the encoders would come and go with every pass.
     """
 
     pipeline: str
@@ -33,7 +52,16 @@ class PipelinePolicy:
     text_length: int | None = None
     prompt_cache: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    text_offload: bool = False
     vae_slicing: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text_offload and self.prompt_cache is None:
+            raise ValueError(
+                "policy.text_offload without policy.prompt_cache would move the text encoders to the device and back "
+                "in every pass of the network: name a folder for encoded prompts"
+            )
 
     def load(self) -> nn.Module:
         """Read the pipeline.
@@ -53,9 +81,42 @@ class PipelinePolicy:
             prompt_cache=self.prompt_cache,
             network_dtype=self.dtype,
             text_dtype=self.dtype,
+            text_offload=self.text_offload,
             vae_dtype=self.dtype,
             vae_slicing=self.vae_slicing,
+            revision=self.revision,
         )
+
+    def needs(self, lora: LoRASettings) -> ModelNeeds:
+        """Count the pipeline by its config files, and look whether its weights are here; nothing is read or fetched.
+
+        Args:
+            lora: shape of the trained adapter.
+
+        Returns:
+            Parameters of the adapter, of the network and of what stays beside it on the device. Zeros where not even
+            the config files are here.
+        """
+        folder, problem = find_pipeline(self.pipeline, self.revision)
+        networks: dict[str, nn.Module] = {}
+        place = folder or Path(self.pipeline).expanduser()
+        if (place / "model_index.json").is_file():
+            try:
+                networks = described_networks(place)
+            except MissingWeightsError as error:
+                folder, problem = None, str(error)
+        network = networks.get("transformer", networks.get("unet"))
+        beside = sum(_size(part) for name, part in networks.items() if part is not network and self._stays(name))
+        hint = f"{problem}. Give the folder of a whole pipeline, or fetch it from the hub (--preflight false)"
+        need = WeightNeed(f"{_WHAT}'s pipeline", self.pipeline, folder is not None, "" if folder is not None else hint)
+        if network is None:
+            return ModelNeeds(0, weights=(need,))
+        frozen = _size(network) + beside
+        trained = AdapterBank(network, lora).num_parameters("default")
+        return ModelNeeds(trained, frozen, weights=(need,), frozen_bytes=frozen * _BYTES[self.dtype])
+
+    def _stays(self, part: str) -> bool:
+        return not (self.text_offload and part.startswith("text_encoder"))
 
 
 def open_policy(source: str | PipelinePolicy | nn.Module) -> TextToImage:
@@ -63,7 +124,8 @@ def open_policy(source: str | PipelinePolicy | nn.Module) -> TextToImage:
 
     Args:
         source: name of shipped weights of this package or a folder that ``save_pretrained`` wrote, a folder of a
-            diffusers pipeline (it has a ``model_index.json``), a pipeline with how it is used, or a model.
+            diffusers pipeline (it has a ``model_index.json``) or the hub id of one that lies in the cache, a pipeline
+            with how it is used, or a model.
 
     Returns:
         The model, frozen and in eval mode; it is a module.
@@ -72,12 +134,42 @@ def open_policy(source: str | PipelinePolicy | nn.Module) -> TextToImage:
         MissingWeightsError: there is nothing of that name.
         TypeError: a module that is no text-to-image model.
     """
-    if isinstance(source, str) and (Path(source) / "model_index.json").is_file():
-        source = PipelinePolicy(source, dtype="float32")
-    model = source.load() if isinstance(source, PipelinePolicy) else _own(source)
+    pipeline = _pipeline(source)
+    model = _own(cast(str | nn.Module, source)) if pipeline is None else pipeline.load()
     if missing := [name for name in _METHODS if not hasattr(model, name)]:
         raise TypeError(f"{type(model).__name__} is no text-to-image model: it has no {', '.join(missing)}")
     return cast(TextToImage, model.requires_grad_(False).eval())
+
+
+def policy_needs(source: Any, lora: Any) -> ModelNeeds:
+    """What a policy needs, before anything is built; adapters besides the trained one, which are as small, not counted.
+
+    Args:
+        source: of :func:`open_policy`, as parsed from a config: a record may be a mapping.
+        lora: ``LoRASettings``, the mapping of one, or None for the usual ones.
+
+    Returns:
+        Parameters and weights; zeros for what cannot be counted, such as a model of another package.
+    """
+    settings = lora if isinstance(lora, LoRASettings) else LoRASettings(**dict(lora or {}))
+    pipeline = _pipeline(source)
+    if pipeline is not None:
+        return pipeline.needs(settings)
+    return _own_needs(source, settings) if isinstance(source, str) else ModelNeeds(0)
+
+
+def _pipeline(source: Any) -> PipelinePolicy | None:
+    """The pipeline that a source means; None = something else."""
+    if isinstance(source, str) and source not in SHIPPED and _is_pipeline(source):
+        return PipelinePolicy(source, dtype="float32")
+    if isinstance(source, Mapping) and "pipeline" in source:
+        return PipelinePolicy(**source)
+    return source if isinstance(source, PipelinePolicy) else None
+
+
+def _is_pipeline(source: str) -> bool:
+    """Whether it is a pipeline's folder, or the hub id of a pipeline that was fetched before."""
+    return (Path(source).expanduser() / "model_index.json").is_file() or find_pipeline(source)[0] is not None
 
 
 def _own(source: str | nn.Module) -> nn.Module:
@@ -86,3 +178,27 @@ def _own(source: str | nn.Module) -> nn.Module:
     from lightning_gen.generators.dit.text_module import TextLatentDiffusion
 
     return TextLatentDiffusion.from_pretrained(source)
+
+
+def _own_needs(source: str, lora: LoRASettings) -> ModelNeeds:
+    try:
+        folder, problem = find_weights(shipped_or_given(source))
+    except MissingWeightsError as error:
+        folder, problem = None, str(error)
+    if folder is None:
+        return ModelNeeds(0, weights=(WeightNeed(_WHAT, source, False, problem),))
+    shapes = stored_shapes(sorted(folder.glob("model*.safetensors")))
+    targets = LORA_TARGETS["TextDiT"] if lora.targets is None else LoRATargets(lora.targets, lora.exclude)
+    ends = tuple(f".{suffix}.weight" for suffix in targets.suffixes)
+    adapted = [
+        shape
+        for name, shape in shapes.items()
+        if f".{name}".endswith(ends) and not any(f".{part}." in f".{name}" for part in targets.exclude)
+    ]
+    frozen = sum(math.prod(shape) for shape in shapes.values())
+    trained = sum(lora.rank * sum(shape) for shape in adapted)
+    return ModelNeeds(trained, frozen, weights=(WeightNeed(_WHAT, source, True, ""),), frozen_bytes=4 * frozen)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -23,7 +23,7 @@ from lightning_gen.interfaces import Conditioning
 from lightning_gen.nn.tokens import patchify, unpatchify
 
 from .frozen import FrozenModule, ordinary_construction
-from .pipelines.family import Canvas, Encoded, Family, Lengths
+from .pipelines.family import Canvas, Encoded, Family, Lengths, Predicted
 from .pipelines.folder import PipelineFolder, TextEncoders, open_pipeline
 from .pipelines.prompt_cache import PromptCache
 from .vae import DiffusersVAE
@@ -64,6 +64,7 @@ class DiffusersTextToImage(nn.Module):
             None = the pipeline's own, 3.5 and 4.
         network_dtype: of the transformer's or U-Net's weights.
         text_dtype: of the text encoders' weights.
+        text_offload: text encoders wait in host memory, and come to the network's device only while they encode.
         vae_dtype: of the auto-encoder's weights.
         vae_slicing: code picture by picture, for less memory.
         vae_tiling: code large pictures in overlapping tiles: bounded memory, slightly other numbers.
@@ -90,6 +91,7 @@ class DiffusersTextToImage(nn.Module):
         embedded_guidance: float | None = None,
         network_dtype: Precision = "float32",
         text_dtype: Precision = "float32",
+        text_offload: bool = False,
         vae_dtype: Precision = "float32",
         vae_slicing: bool = False,
         vae_tiling: bool = False,
@@ -124,6 +126,7 @@ class DiffusersTextToImage(nn.Module):
         self.cache = self._cache(prompt_cache, text_dtype)
         self._text_dtype: torch.dtype = getattr(torch, text_dtype)
         self._text: TextEncoders | None = None
+        self._text_offload = text_offload
         self._freed = False
 
     @property
@@ -140,6 +143,16 @@ class DiffusersTextToImage(nn.Module):
     def solver(self) -> Solver:
         """The solver that does what the pipeline's scheduler does: Euler's, but for some schedulers of U-Nets."""
         return self.family.solver
+
+    @property
+    def prediction(self) -> Predicted:
+        """What the network itself predicts; ``velocity`` makes one of the house of it."""
+        return self.family.prediction
+
+    @property
+    def training_times(self) -> Tensor:
+        """House times at which the network was trained, rising, float64, (K,); 1000 even ones for flow models."""
+        return self.family.training_times
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +184,7 @@ class DiffusersTextToImage(nn.Module):
             RuntimeError: the text encoders were freed and the cache does not hold a prompt.
         """
         known = {prompt: self._encoded(prompt) for prompt in dict.fromkeys(prompts)}
+        self._put_encoders_away()
         rows = [known[prompt] for prompt in prompts]
         sequence = torch.cat([row.sequence for row in rows]).to(self.device)
         pooled = [row.pooled for row in rows if row.pooled is not None]
@@ -199,6 +213,7 @@ class DiffusersTextToImage(nn.Module):
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in cache]
         for prompt in new:
             self._encoded(prompt)
+        self._put_encoders_away()
         return len(new)
 
     def free_text_encoders(self) -> None:
@@ -212,6 +227,10 @@ class DiffusersTextToImage(nn.Module):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _put_encoders_away(self) -> None:
+        if self._text is not None and self._text_offload:
+            self._text.to("cpu")
 
     def _encoded(self, prompt: str) -> Encoded:
         found = None if self.cache is None else self.cache.read(prompt)
@@ -307,8 +326,27 @@ class DiffusersTextToImage(nn.Module):
         Raises:
             ValueError: the sides are not made of whole patches of the network.
         """
+        return self._latents(images, None, 0)
+
+    def sample_latents(self, images: Tensor, index: Tensor, epoch: int = 0) -> Tensor:
+        """Encode images, drawing from the posterior.
+
+        Args:
+            images: float, (B, 3, H, W) in [-1, 1].
+            index: int64, (B,), numbers of the images, which with ``epoch`` decide the draw.
+            epoch: number of the pass.
+
+        Returns:
+            Clean latents, (B, C, h, w).
+
+        Raises:
+            ValueError: the sides are not made of whole patches, or the auto-encoder has no posterior.
+        """
+        return self._latents(images, index, epoch)
+
+    def _latents(self, images: Tensor, index: Tensor | None, epoch: int) -> Tensor:
         self._require_whole(int(images.shape[-2]), int(images.shape[-1]), "images")
-        tokens = self._vae.encode(images)
+        tokens = self._vae.encode(images, index, epoch)
         return torch.stack(unpatchify(dataclasses.replace(tokens, patch=1, sizes=tokens.grid)))
 
     @property

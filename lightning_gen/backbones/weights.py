@@ -17,8 +17,11 @@ __all__ = [
     "fetch_files",
     "fetch_folder",
     "fetch_weights",
+    "find_files",
+    "find_folder",
     "find_weights",
     "read_config",
+    "stored_shapes",
     "weights_problem",
 ]
 
@@ -47,7 +50,51 @@ def find_weights(source: str, revision: str | None = None) -> tuple[Path | None,
         The folder that holds ``config.json`` and complete safetensors files, and an empty string; or None and a
         sentence that says what is missing.
     """
-    return _find(source, revision, _CONFIG, weights_problem)
+    return find_folder(source, revision, _CONFIG, weights_problem)
+
+
+def find_files(source: str, required: Sequence[str], revision: str | None = None) -> tuple[Path | None, str]:
+    """Look for some files on this machine, without any network connection.
+
+    Args:
+        source: a local folder, or a hub id ``owner/name``.
+        required: names of the files that must be there; safetensors files must be complete as well.
+        revision: branch, tag or commit of the hub repository; default ``main``.
+
+    Returns:
+        The folder that holds them, and an empty string; or None and a sentence that says what is missing.
+    """
+    return find_folder(source, revision, required[0], lambda folder: _files_problem(folder, required))
+
+
+def find_folder(
+    source: str, revision: str | None, first: str, problem_of: Callable[[Path], str]
+) -> tuple[Path | None, str]:
+    """Look for a folder that passes a check of its own on this machine, without any network connection.
+
+    Args:
+        source: a local folder, or a hub id ``owner/name``.
+        revision: branch, tag or commit of the hub repository; None = ``main``.
+        first: a file at the top of the folder that it holds in any case.
+        problem_of: what a folder lacks, as a sentence; empty if it is complete.
+
+    Returns:
+        The folder, and an empty string; or None and what is missing.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists() and not folder.is_dir():
+        return None, f"{source} is a file; give the folder that holds it"
+    if not folder.exists():
+        if not _REPOSITORY.fullmatch(source):
+            return None, f"there is no folder {source}"
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(source, first, revision=revision)
+        if not isinstance(cached, str):
+            return None, f"there is no folder {source}, and the hub cache holds no repository of this name"
+        folder = Path(cached).parent
+    problem = problem_of(folder)
+    return (None, problem) if problem else (folder, "")
 
 
 def fetch_weights(source: str, revision: str | None = None) -> Path:
@@ -106,7 +153,7 @@ def fetch_folder(
     Raises:
         MissingWeightsError: the folder has a problem, or the hub does not give the files; says what to do.
     """
-    folder, problem = _find(source, revision, first, problem_of)
+    folder, problem = find_folder(source, revision, first, problem_of)
     if folder is not None:
         return folder
     if Path(source).expanduser().exists() or not _REPOSITORY.fullmatch(source):
@@ -142,6 +189,24 @@ def weights_problem(folder: Path, weights: str = _WEIGHTS) -> str:
     return _files_problem(folder, [_CONFIG, *names])
 
 
+def stored_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """What safetensors files hold; only their headers are read.
+
+    Args:
+        files: of one network.
+
+    Returns:
+        Name of every tensor -> its shape.
+    """
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(str(file), framework="numpy") as stored:
+            shapes |= {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    return shapes
+
+
 def read_config(folder: Path, name: str = _CONFIG) -> dict[str, Any]:
     """Read the ``config.json`` of a weights folder.
 
@@ -162,24 +227,6 @@ def read_config(folder: Path, name: str = _CONFIG) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise MissingWeightsError(f"{folder / name} is not a readable JSON object: copy it again from its source")
     return config
-
-
-def _find(source: str, revision: str | None, first: str, problem_of: Callable[[Path], str]) -> tuple[Path | None, str]:
-    """The folder of a source if it is here and has no problem, else the problem; ``first`` is a file it must hold."""
-    folder = Path(source).expanduser()
-    if folder.exists() and not folder.is_dir():
-        return None, f"{source} is a file; give the folder that holds it"
-    if not folder.exists():
-        if not _REPOSITORY.fullmatch(source):
-            return None, f"there is no folder {source}"
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(source, first, revision=revision)
-        if not isinstance(cached, str):
-            return None, f"there is no folder {source}, and the hub cache holds no repository of this name"
-        folder = Path(cached).parent
-    problem = problem_of(folder)
-    return (None, problem) if problem else (folder, "")
 
 
 def _files_problem(folder: Path, required: Sequence[str]) -> str:

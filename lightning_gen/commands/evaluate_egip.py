@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["configure"]
+__all__ = ["add_judge", "configure", "judge_of"]
 
 _EPILOG = """\
 examples:
@@ -58,16 +58,7 @@ def configure(verbs: Verbs) -> None:
     )
     parser.add_argument("--cases", required=True, metavar="FOLDER", help="the benchmark, with its reference images")
     parser.add_argument("--samples", required=True, metavar="WHERE", help="one picture per case id")
-    judge = parser.add_argument_group("judge")
-    judge.add_argument(
-        "--judge", required=True, metavar="WHO", help="http(s) address, folder of a local model, or package.Class"
-    )
-    judge.add_argument("--judge-model", metavar="NAME", help="name of the model at the address")
-    judge.add_argument("--judge-key", metavar="VARIABLE", help="environment variable with the key of the address")
-    judge.add_argument("--no-json-mode", action="store_true", help="for addresses that cannot be asked for JSON")
-    judge.add_argument(
-        "--attempts", type=positive, default=3, metavar="N", help="for an answer that parses (%(default)s)"
-    )
+    judge = add_judge(parser)
     judge.add_argument("--workers", type=positive, default=1, metavar="N", help="questions at a time (%(default)s)")
     judge.add_argument("--device", default="auto", help="of a local model: cpu, cuda, ... (auto)")
     judge.add_argument(
@@ -77,6 +68,29 @@ def configure(verbs: Verbs) -> None:
     )
     add_out(parser)
     parser.set_defaults(run=_run, check=_check)
+
+
+def add_judge(parser: argparse.ArgumentParser, required: bool = True) -> argparse._ArgumentGroup:
+    """Add who is asked, and how.
+
+    Args:
+        parser: of the verb.
+        required: whether somebody must be.
+
+    Returns:
+        The group of options.
+    """
+    judge = parser.add_argument_group("judge")
+    judge.add_argument(
+        "--judge", required=required, metavar="WHO", help="http(s) address, folder of a local model, or package.Class"
+    )
+    judge.add_argument("--judge-model", metavar="NAME", help="name of the model at the address")
+    judge.add_argument("--judge-key", metavar="VARIABLE", help="environment variable with the key of the address")
+    judge.add_argument("--no-json-mode", action="store_true", help="for addresses that cannot be asked for JSON")
+    judge.add_argument(
+        "--attempts", type=positive, default=3, metavar="N", help="for an answer that parses (%(default)s)"
+    )
+    return judge
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -93,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     places, warnings = _places(cases, images)
     found = dict.fromkeys(case.category for case in cases)
     known = set(found) <= set(GEN_ARENA_CATEGORIES)
-    judge = _judge(options)
+    judge = judge_of(options)
     with progress_bars() as watch:
         report = evaluate_egip(
             cases,
@@ -142,14 +156,30 @@ def _picture_of(images: ImageSet, places: dict[str, int]) -> Callable[[GenArenaC
 
 def _check(options: argparse.Namespace) -> None:
     who: str = options.judge
-    if who.startswith(_ADDRESSES):
-        if options.judge_model is None:
-            raise ValueError(f"--judge {who.partition('?')[0]} needs --judge-model, the model's name there")
-    elif options.workers != 1 and not is_class_path(who):
+    _check_address(options)
+    if not who.startswith(_ADDRESSES) and options.workers != 1 and not is_class_path(who):
         raise ValueError("--workers is for judges behind an address: a local model answers one question at a time")
 
 
-def _judge(options: argparse.Namespace) -> Judge:
+def _check_address(options: argparse.Namespace) -> None:
+    who: str = options.judge
+    if who.startswith(_ADDRESSES) and options.judge_model is None:
+        raise ValueError(f"--judge {who.partition('?')[0]} needs --judge-model, the model's name there")
+
+
+def judge_of(options: argparse.Namespace) -> Judge:
+    """Open the judge.
+
+    Args:
+        options: of the call; see :func:`add_judge`, and ``device`` of a local model.
+
+    Returns:
+        It.
+
+    Raises:
+        ValueError: an address without a model's name, or something that is no judge.
+    """
+    _check_address(options)
     who: str = options.judge
     if who.startswith(_ADDRESSES):
         from lightning_gen.metrics.judging.http_judge import HTTPJudge

@@ -136,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     if data is not None and not any(one.protocol.metric == "gsq" for each in measured for one in each.measurements):
         warnings.append("gsq is left out: no picture of --data has a class")
     correlations = [] if generation is None else _correlations(earlier, measured, generation, options.seed)
-    inputs: dict[str, Any] = {name: source._asdict() for name, source in sources.items()}
+    inputs: dict[str, Any] = {name: source.described() for name, source in sources.items()}
     if data is not None:
         inputs["data"] = {"where": data.where, "count": data.count, "fingerprint": data.fingerprint}
     return _finish(options, measured, correlations, {"inputs": inputs, "warnings": warnings})

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+from .evaluate_k_sort import EPILOG, add_k_sort, check_k_sort, run_k_sort
 from .evaluate_options import add_out, add_work, built, check_pairs, images_of, is_class_path
 from .options import Examples, device_of
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from lightning_gen.metrics.image_sets import ImageSet
     from lightning_gen.metrics.preference import PreferenceScorer
+    from lightning_gen.metrics.protocol import Detail, Measurement
 
     from .evaluate_output import Cases
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["configure"]
 
-_EPILOG = """\
-scorers (--scorer KIND SOURCE):
+_EPILOG = (
+    """\
+scorers (--scorer KIND SOURCE, several with a + between them):
   pickscore FOLDER        PickScore, layout of transformers     hpsv2 FILE      HPS v2.1, HPS_v2.1_compressed.pt
   clipscore FOLDER        plain cosine of a CLIP                aesthetic HEAD CLIP      LAION's head, and its CLIP
   package.Class [SOURCE]  of yours; returns a lightning_gen.metrics.preference.PreferenceScorer
@@ -33,11 +36,17 @@ examples:
   lightning evaluate preference --samples out/ --prompts prompts.jsonl --scorer pickscore weights/PickScore_v1
   lightning evaluate preference --samples out/ --against baseline/ --prompts prompts.jsonl \\
       --scorer hpsv2 HPS_v2.1_compressed.pt --out runs/hps
+  lightning evaluate preference --samples out/ --against base/ dpo/ --prompts prompts.jsonl --out runs/duels \\
+      --scorer pickscore weights/PickScore_v1 + hpsv2 HPS_v2.1_compressed.pt      # a table of win rates
+  lightning evaluate preference --samples out/ --k-sort data/k-sort --judge my_idea.MyJudge --out runs/ksort
 
 PROMPTS has a JSON object per line: {"image": "0001.png", "prompt": "a cat"}; "image" is the path inside SAMPLES, with
 or without its ending. Where no line has "image", and in a .txt with a prompt per line, lines belong to the pictures in
 order. --against holds pictures of the same names; the win rate is over prompts, and a tie is half a win.
+
 """
+    + EPILOG
+)
 
 _KEYS: Final = ("image", "name", "file_name")
 _SCORERS: Final = {"pickscore": 1, "hpsv2": 1, "clipscore": 1, "aesthetic": 2}
@@ -52,62 +61,125 @@ def configure(verbs: Verbs) -> None:
     """
     parser = verbs.add_parser(
         "preference",
-        help="PickScore, HPS v2.1, CLIPScore, aesthetic score; win rates",
+        help="PickScore, HPS v2.1, CLIPScore, aesthetic score; win rates; K-Sort Eval",
         description="Learned scores of pictures and their prompts; higher is better.",
         epilog=_EPILOG,
         formatter_class=Examples,
     )
     parser.add_argument("--samples", required=True, metavar="WHERE", help="folder of pictures, npz, tar")
-    parser.add_argument("--prompts", required=True, metavar="FILE", help=".jsonl or .txt")
-    parser.add_argument("--scorer", required=True, nargs="+", metavar="KIND", help="see below")
-    parser.add_argument("--against", metavar="WHERE", help="other pictures of the same prompts, for a win rate")
+    parser.add_argument("--prompts", metavar="FILE", help=".jsonl or .txt")
+    parser.add_argument("--scorer", nargs="+", metavar="KIND", help="see below")
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="WHERE", help="other pictures of the same prompts, for win rates"
+    )
+    add_k_sort(parser)
     add_out(parser)
     add_work(parser, batch_size=32)
     parser.set_defaults(run=_run, check=_check)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lightning_gen.metrics.preference_score import PreferenceScore, duel
-    from lightning_gen.metrics.win_rate import WinRate
-
     from .data_packing import progress_bars
     from .evaluate_output import Finding, finish
 
     _check(options)
+    if options.k_sort is not None:
+        return run_k_sort(options)
     images = images_of(options.samples)
     texts = _texts(options.prompts, images)
-    others = None if options.against is None else images_of(options.against)
-    warnings = [] if others is None else check_pairs(images, others)
-    scorer = _scorer(options.scorer).to(device_of(options.device, apple=False))
+    others = [images_of(where) for where in options.against]
+    warnings = list(dict.fromkeys(warning for one in others for warning in check_pairs(images, one)))
+    measured: list[Measurement] = []
+    rows: list[dict[str, Any]] = []
+    cases: Cases | None = None
+    names: list[str] = []
+    several = _several(options.scorer)
+    with progress_bars() as watch:
+        for given in several:
+            # One network at a time in the device's memory.
+            scorer = _scorer(given).to(device_of(options.device, apple=False))
+            label = f"{scorer.name} " if len(several) > 1 else ""
+
+            def batches(one: ImageSet) -> Iterator[list[Tensor]]:
+                return one.batches(options.batch_size, options.threads)
+
+            scores = _scores(scorer, batches(images), texts, watch, f"{label}samples")
+            theirs = [_scores(scorer, batches(one), texts, watch, f"{label}against {one.where}") for one in others]
+            names.append(scorer.name)
+            measured += _measured(scorer, scores, list(zip(others, theirs, strict=True)), texts, options.prompts)
+            rows += _rows(images, texts, scores, list(zip(others, theirs, strict=True)))
+            if cases is None:
+                rival = (others[0], theirs[0]) if others else (None, None)
+                cases = _cases(images, rival[0], scores, rival[1], texts)
+    if len(names) > 1:
+        # The rows of every scorer come one after the other.
+        per_scorer = len(rows) // len(names)
+        rows = [{"scorer": names[number // per_scorer], **row} for number, row in enumerate(rows)]
+    found: dict[str, Any] = {"samples": images.fingerprint}
+    if others:
+        found["against"] = others[0].fingerprint if len(others) == 1 else [one.fingerprint for one in others]
+    return finish(
+        options, Finding(f"{', '.join(names)} of {options.samples}", measured, found, rows, cases, warnings=warnings)
+    )
+
+
+def _several(given: Sequence[str]) -> list[list[str]]:
+    """Scorers with a + between them."""
+    parts: list[list[str]] = [[]]
+    for word in given:
+        if word == "+":
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def _measured(
+    scorer: PreferenceScorer,
+    scores: Tensor,
+    rivals: Sequence[tuple[ImageSet, Tensor]],
+    texts: Sequence[str],
+    prompts: str,
+) -> list[Measurement]:
+    """Mean and median of a scorer, and its win rate against every other set."""
+    import dataclasses
+
+    from lightning_gen.metrics.preference_score import PreferenceScore
+    from lightning_gen.metrics.win_rate import WinRate
+
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     ids = [numbers[text] for text in texts]
-    with progress_bars() as watch:
-        scores = _scores(scorer, images.batches(options.batch_size, options.threads), texts, watch, "samples")
-        theirs = None
-        if others is not None:
-            theirs = _scores(scorer, others.batches(options.batch_size, options.threads), texts, watch, "against")
-    card = {"prompts_sha256": _hash(options.prompts)}
+    card: dict[str, Detail] = {"prompts_sha256": _hash(prompts)}
     metric = PreferenceScore(scorer.protocol, card)
     metric.update(scores, ids, range(len(ids)))
     measured = list(metric.measurements())
-    rows = [
+    for other, theirs in rivals:
+        wins = WinRate(scorer.protocol, {**card, "against": str(other.where), "against_sha256": other.fingerprint})
+        wins.update(scores, theirs, ids, range(len(ids)))
+        for one in wins.measurements():
+            counts = one.protocol.details
+            said = f"against {other.where}: {counts['wins']} won, {counts['ties']} tied, {counts['losses']} lost"
+            measured.append(dataclasses.replace(one, note="; ".join(part for part in (said, one.note) if part)))
+    return measured
+
+
+def _rows(
+    images: ImageSet, texts: Sequence[str], scores: Tensor, rivals: Sequence[tuple[ImageSet, Tensor]]
+) -> list[dict[str, Any]]:
+    """A record per picture, or per picture and rival."""
+    from lightning_gen.metrics.preference_score import duel
+
+    own: list[dict[str, Any]] = [
         {"name": name, "prompt": text, "score": score}
         for name, text, score in zip(images.names, texts, scores.tolist(), strict=True)
     ]
-    if theirs is not None:
-        outcome = duel(scores, theirs)
-        wins_of = WinRate(scorer.protocol, card)
-        wins_of.update(scores, theirs, ids, range(len(ids)))
-        measured += wins_of.measurements()
-        rows = [
-            {**row, "against": other, "wins": wins}
-            for row, other, wins in zip(rows, theirs.tolist(), outcome.tolist(), strict=True)
-        ]
-    inputs = {"samples": images.fingerprint, **({} if others is None else {"against": others.fingerprint})}
-    cases = _cases(images, others, scores, theirs, texts)
-    return finish(
-        options, Finding(f"{scorer.name} of {options.samples}", measured, inputs, rows, cases, warnings=warnings)
-    )
+    if not rivals:
+        return own
+    return [
+        {**row, **({"rival": str(other.where)} if len(rivals) > 1 else {}), "against": score, "wins": wins}
+        for other, theirs in rivals
+        for row, score, wins in zip(own, theirs.tolist(), duel(scores, theirs).tolist(), strict=True)
+    ]
 
 
 def _texts(path: str, images: ImageSet) -> list[str]:
@@ -148,7 +220,21 @@ def _texts(path: str, images: ImageSet) -> list[str]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    kind, sources = options.scorer[0], options.scorer[1:]
+    if options.k_sort is not None:
+        check_k_sort(options)
+        return
+    if options.judge is not None:
+        raise ValueError("--judge is for --k-sort")
+    if options.scorer is None or options.prompts is None:
+        raise ValueError("give --scorer and --prompts, or --k-sort and --judge")
+    for given in _several(options.scorer):
+        _check_scorer(given)
+
+
+def _check_scorer(given: Sequence[str]) -> None:
+    if not given:
+        raise ValueError("--scorer: a + stands between two scorers")
+    kind, sources = given[0], list(given[1:])
     if is_class_path(kind):
         if len(sources) > 1:
             raise ValueError(f"--scorer {kind} takes one SOURCE at most, got {sources}")

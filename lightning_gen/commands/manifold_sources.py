@@ -39,6 +39,17 @@ class TokenizerSource(NamedTuple):
     weights: str
     statistics: str | None
 
+    def described(self) -> dict[str, str | None]:
+        """What a report says about it.
+
+        Returns:
+            Class, weights and statistics, and for a folder the sha256 of its ``model.safetensors``.
+        """
+        from lightning_gen.metrics.protocol import file_sha256
+
+        file = Path(self.weights).expanduser() / "model.safetensors"
+        return {**self._asdict(), "sha256": file_sha256(file) if file.is_file() else None}
+
     def load(self) -> Any:
         """Load the tokenizer.
 

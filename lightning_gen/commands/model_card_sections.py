@@ -15,6 +15,7 @@ import yaml
 from lightning_gen import __version__
 
 from .model_card import Exported, Section, SectionMaker
+from .model_card_manifold import manifold
 
 __all__ = ["SECTIONS", "licence", "measured", "routing", "settings", "training", "what_it_is"]
 
@@ -170,7 +171,7 @@ def licence(exported: Exported) -> Section:
     )
 
 
-SECTIONS: Final[tuple[SectionMaker, ...]] = (what_it_is, training, measured, routing, settings, licence)
+SECTIONS: Final[tuple[SectionMaker, ...]] = (what_it_is, training, measured, manifold, routing, settings, licence)
 """In the order in which a card shows them."""
 
 

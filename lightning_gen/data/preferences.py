@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
@@ -16,14 +17,17 @@ import torch
 from lightning_gen.data.batches import Example, PreferenceBatch, stack_images
 from lightning_gen.data.columns import read_columns
 from lightning_gen.data.dataset import Draws, Place, Request
+from lightning_gen.data.gap_table import GapTable
 from lightning_gen.data.images import PixelDataModule
 from lightning_gen.data.index import picture_field
+from lightning_gen.data.joining import weighted
 from lightning_gen.data.order import Indices
 from lightning_gen.data.pixels import DRAWS, ShapedRecipe
-from lightning_gen.data.planned import Split
+from lightning_gen.data.planned import Opened, Split
 from lightning_gen.data.quarantine import DataError, SampleError
 from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import ShardSource, Source, json_record, text_field
+from lightning_gen.training.needs import DataNeeds
 
 __all__ = [
     "HPDv3DataModule",
@@ -33,6 +37,7 @@ __all__ = [
     "PreferenceFields",
     "PreferenceRecipe",
     "StoredPair",
+    "collate_pairs",
 ]
 
 _log = logging.getLogger(__name__)
@@ -186,14 +191,27 @@ class PreferenceRecipe(ShapedRecipe):
         Returns:
             The batch.
         """
-        return PreferenceBatch(
-            winner=stack_images([one.winner for one in examples], request.epoch),
-            loser=stack_images([one.loser for one in examples], request.epoch),
-            preference=torch.tensor([one.stored.preference for one in examples]),
-            gap=torch.tensor([one.stored.gap for one in examples]),
-            weight=torch.tensor([one.stored.weight for one in examples]),
-            models=tuple(one.stored.models for one in examples),
-        )
+        return collate_pairs(examples, request.epoch)
+
+
+def collate_pairs(examples: Sequence[PairExample], epoch: int) -> PreferenceBatch:
+    """Make one batch of decoded pairs of one size.
+
+    Args:
+        examples: at least one.
+        epoch: number of the pass.
+
+    Returns:
+        The batch, winners first.
+    """
+    return PreferenceBatch(
+        winner=stack_images([one.winner for one in examples], epoch),
+        loser=stack_images([one.loser for one in examples], epoch),
+        preference=torch.tensor([one.stored.preference for one in examples]),
+        gap=torch.tensor([one.stored.gap for one in examples]),
+        weight=torch.tensor([one.stored.weight for one in examples]),
+        models=tuple(one.stored.models for one in examples),
+    )
 
 
 class _PairSource(ShardSource[StoredPair]):
@@ -201,6 +219,42 @@ class _PairSource(ShardSource[StoredPair]):
 
     def __init__(self, shards: IndexedShards) -> None:
         super().__init__(shards, PreferenceFields(), "0")
+        self.margins: npt.NDArray[np.float32] | None = None
+        """Gap of every pair in the unit of a loss, from a table; NaN = it has none."""
+
+    def join(self, table: GapTable) -> None:
+        """Take the gaps of a table in place of those that the pairs' JSON may hold.
+
+        Args:
+            table: of this data set.
+
+        Raises:
+            DataError: it is of another one.
+        """
+        winners, losers = [], []
+        for label, *models in zip(*(self.columns[name] for name in ("label_0", "model_0", "model_1")), strict=True):
+            decided = label in (0, 1) and not isinstance(label, bool)
+            names: list[str | None] = [str(one) if one is not None else "" for one in models] if decided else [None] * 2
+            winners.append(names[0 if label == 1 else 1])
+            losers.append(names[1 if label == 1 else 0])
+        keys = [self.shards.key(index) for index in range(len(self.shards))]
+        self.margins = table.joined(keys, winners, losers, self.shards.manifest.name).margin
+
+    def read(self, index: int) -> StoredPair:
+        """Fetch a pair.
+
+        Args:
+            index: global sample index.
+
+        Returns:
+            The pair.
+
+        Raises:
+            SampleError: a field is missing or has no meaning.
+            ShardError: the shard is damaged.
+        """
+        stored = super().read(index)
+        return stored if self.margins is None else stored._replace(gap=float(self.margins[index]))
 
     def sizes(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Sizes of the winners.
@@ -216,9 +270,9 @@ class _PairSource(ShardSource[StoredPair]):
 
     @property
     def columns(self) -> dict[str, list[Any]]:
-        """Label and confidence of every pair."""
+        """Label, confidence and models of every pair."""
         if self._columns is None:
-            self._columns = read_columns(self.shards, ("label_0", "confidence"))
+            self._columns = read_columns(self.shards, ("label_0", "confidence", "model_0", "model_1"))
         return self._columns
 
     _columns: dict[str, list[Any]] | None = None
@@ -241,6 +295,9 @@ class PreferenceDataModule(PixelDataModule):
         max_ratio_gap: with buckets, pairs whose aspect ratios differ by more than this fraction are left out; without
             buckets both pictures are cropped to the square and nothing is.
         flip: ``independent`` = each picture of a pair is mirrored by itself, ``shared`` = both or none.
+        gaps: table of `lightning arena gaps` made of the training pairs; ``gap`` of a batch is then its ``margin``, the
+            gap in the unit of a loss, and pairs without a row are left out. A table of another data set is refused.
+            Pairs of ``val`` have it where ``val`` and ``train`` are one place.
 
     Source: arXiv:2311.12908 (independent mirroring, no ties), arXiv:2508.03789 (confidence of HPDv3).
     """
@@ -249,17 +306,42 @@ class PreferenceDataModule(PixelDataModule):
     min_confidence: float = 0.0
     max_ratio_gap: float = 0.1
     flip: Literal["independent", "shared"] = "independent"
+    gaps: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gaps is not None and len(weighted(self.train)) != 1:
+            raise ValueError("data.gaps is the table of one set of pairs: give data.train as a single place")
         if not 0 <= self.min_confidence <= 1 or self.max_ratio_gap < 0:
             raise ValueError(
                 f"data.min_confidence lies in [0, 1] and data.max_ratio_gap is not negative, got {self.min_confidence} "
                 f"and {self.max_ratio_gap}"
             )
 
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> DataNeeds:
+        """What the data will ask of the machine, and whether the table of gaps is there.
+
+        Args:
+            init_args: the constructor's arguments as they stand in the configuration.
+
+        Returns:
+            Pixels and pairs of the largest micro-batch, and what is missing on the disk.
+        """
+        found, gaps = super().needs(init_args), init_args.get("gaps")
+        if gaps is None or Path(gaps).is_file():
+            return found
+        missing = f"data.gaps: there is no {gaps}: make it with `lightning arena fit` and `lightning arena gaps`"
+        return dataclasses.replace(found, missing=(*found.missing, missing))
+
     def _source(self, shards: IndexedShards) -> Source[Any]:
         return _PairSource(shards)
+
+    def _open(self, split: Split) -> Opened:
+        opened = super()._open(split)
+        if self.gaps is not None and getattr(self, split) == self.train:
+            cast("_PairSource", opened.source).join(GapTable.load(self.gaps))
+        return opened
 
     def _recipe(self, split: Split) -> PreferenceRecipe:
         return PreferenceRecipe(self._framing(split), split == "train", flip=self.flip)
@@ -274,6 +356,9 @@ class PreferenceDataModule(PixelDataModule):
                 [_is_unsure(c, self.min_confidence) for c in confidence], np.bool_
             ),
             f"pairs whose shapes differ by more than {self.max_ratio_gap:.0%}": self._mismatched(pairs.shards),
+            f"decided pairs without a row in {self.gaps}": np.zeros(len(labels), np.bool_)
+            if pairs.margins is None
+            else np.isnan(pairs.margins) & np.array([label != 0.5 for label in labels], np.bool_),
         }
         for reason, out in reasons.items():
             if out.any():

@@ -184,20 +184,41 @@ class Stochasticity:
 
     Attributes:
         kind: ``sde`` (:func:`sde_transition`) or ``cps`` (:func:`cps_transition`).
-        noise_level: a; in [0, 1] for ``cps``.
+        noise_level: a; in [0, 1] for ``cps``. Several = one for every step of the grid, so that for instance the late
+            steps of a short grid, whose noise stays in the picture, can be quieter.
 
     Raises:
         ValueError: an unknown kind, or a level that makes no sense.
     """
 
     kind: Kind = "sde"
-    noise_level: float = 0.7
+    noise_level: float | tuple[float, ...] = 0.7
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"noise enters as one of {', '.join(get_args(Kind))}, got {self.kind!r}")
-        if self.noise_level < 0 or (self.kind == "cps" and self.noise_level > 1):
+        levels = self.noise_level if isinstance(self.noise_level, tuple) else (self.noise_level,)
+        if not levels or min(levels) < 0 or (self.kind == "cps" and max(levels) > 1):
             raise ValueError(f"noise_level must be at least 0, and at most 1 for cps, got {self.noise_level}")
+
+    def level(self, step: int, steps: int) -> float:
+        """Noise level of a step.
+
+        Args:
+            step: its number, from 0.
+            steps: of the grid.
+
+        Returns:
+            a.
+
+        Raises:
+            ValueError: there are levels for a grid of another length.
+        """
+        if not isinstance(self.noise_level, tuple):
+            return self.noise_level
+        if len(self.noise_level) != steps:
+            raise ValueError(f"noise_level has {len(self.noise_level)} numbers for a grid of {steps} steps")
+        return self.noise_level[step]
 
     def transition(self, x: Tensor, v: Tensor, times: Tensor, step: int, stochastic: bool = True) -> Transition:
         """The transition of a step on a grid.
@@ -213,7 +234,7 @@ class Stochasticity:
             The transition.
         """
         t, after = float(times[step]), float(times[step + 1])
-        level = self.noise_level if stochastic else 0.0
+        level = self.level(step, len(times) - 1) if stochastic else 0.0
         if self.kind == "cps":
             return cps_transition(x, v, t, after, level)
         return sde_transition(x, v, t, after, level, float(times[1]))

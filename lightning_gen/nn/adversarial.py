@@ -17,6 +17,8 @@ from .ranks import mean_over_ranks
 __all__ = [
     "LeCam",
     "adaptive_weight",
+    "balancing_weight",
+    "gradient_at",
     "generator_loss",
     "hinge_discriminator_loss",
     "lecam_penalty",
@@ -143,9 +145,42 @@ def adaptive_weight(
 
     Source: arXiv:2012.09841 eq. 7.
     """
-    norms = []
-    for loss in (reconstruction, adversarial):
-        (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True)
-        norms.append(torch.linalg.vector_norm(mean_over_ranks(gradient.detach())))
+    first, second = (gradient_at(loss, last_layer) for loss in (reconstruction, adversarial))
+    return balancing_weight(first, second, maximum, epsilon)
+
+
+def gradient_at(loss: Tensor, layer: Tensor) -> Tensor:
+    """The gradient of a loss at one weight; the graph stays for the backward pass.
+
+    Args:
+        loss: a scalar that depends on the weight.
+        layer: the weight, any shape.
+
+    Returns:
+        Its shape, without gradient, of this rank.
+    """
+    (gradient,) = torch.autograd.grad(loss, layer, retain_graph=True)
+    return gradient.detach()
+
+
+def balancing_weight(
+    reconstruction: Tensor, adversarial: Tensor, maximum: float = 1e4, epsilon: float = 1e-4
+) -> Tensor:
+    """The weight of ``adaptive_weight``, of gradients that are known, for instance sums over the parts of a step.
+
+    w = min(|mean over ranks of g_rec| / (|mean over ranks of g_adv| + epsilon), maximum)
+
+    Args:
+        reconstruction: g_rec, any shape.
+        adversarial: g_adv, the same shape.
+        maximum: largest weight.
+        epsilon: keeps the quotient finite.
+
+    Returns:
+        Scalar in [0, maximum].
+
+    Source: arXiv:2012.09841 eq. 7.
+    """
+    norms = [torch.linalg.vector_norm(mean_over_ranks(gradient)) for gradient in (reconstruction, adversarial)]
     weight: Tensor = (norms[0] / (norms[1] + epsilon)).clamp(0, maximum)
     return weight

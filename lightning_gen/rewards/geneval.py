@@ -7,21 +7,34 @@ Shape letters: B images, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gen.backbones.weights import MissingWeightsError, fetch_weights, read_config
 from lightning_gen.data.transforms import unit_to_uint8
 from lightning_gen.interfaces import Detector
 from lightning_gen.metrics.compositional.geneval_objects import GenEvalRules
 from lightning_gen.metrics.compositional.geneval_prompts import TAGS, parse_prompt
-from lightning_gen.metrics.detectors import GENEVAL_NAMES, ColorClassifier
+from lightning_gen.metrics.detectors import (
+    GENEVAL_NAMES,
+    ColorClassifier,
+    GroundingDINODetector,
+    Mask2FormerDetector,
+)
 from lightning_gen.metrics.geneval import GenEvalJudge, NamesColors
 from lightning_gen.rewards.applicability import check_batch
+from lightning_gen.rewards.weights import needs_of_clip, needs_of_network
+from lightning_gen.training.needs import ModelNeeds, add_needs
 
 __all__ = ["GenEvalReward"]
+
+_DETECTORS: Final[dict[str, Callable[[str], Detector]]] = {
+    "mask2former": Mask2FormerDetector,
+    "grounding-dino": GroundingDINODetector,
+}
 
 
 class GenEvalReward:
@@ -33,10 +46,12 @@ class GenEvalReward:
     GenEval's verdict is correct, else 0 (more objects than wanted do no harm, ``exclude`` counts).
 
     Prompts without GenEval's record (``tag``, ``include``) or with a tag that GenEval does not know are not applicable;
-    a record that is wrong is an error.
+    a record that is wrong is an error. Weights are read by ``load`` or by the first picture.
 
     Args:
-        detector: finds objects. Where it names colours, too (a method ``colors``), nothing else does.
+        detector: finds objects: folder or hub id of a Mask2Former of COCO's instances, GenEval's kind
+            (``facebook/mask2former-swin-small-coco-instance``), or of a Grounding DINO; or a detector. Where it names
+            colours, too (a method ``colors``), nothing else does.
         score: which of the three.
         colors: names colours.
         color_clip: a CLIP that names colours, as GenEval does: folder or hub id (``openai/clip-vit-large-patch14``).
@@ -52,7 +67,7 @@ class GenEvalReward:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: str | Detector,
         score: Literal["dense", "strict", "benchmark"] = "dense",
         colors: NamesColors | None = None,
         color_clip: str | None = None,
@@ -63,28 +78,53 @@ class GenEvalReward:
             raise ValueError(f"score is dense, strict or benchmark, got {score!r}")
         if colors is not None and color_clip is not None:
             raise ValueError("colours are named by `colors` or by `color_clip`, not by both")
-        if color_clip is not None:
-            colors = ColorClassifier.load(color_clip)
-        self.score = score
-        self.detector = detector
-        self.judge = GenEvalJudge(
+        self.score, self.color_clip, self.classes, self.rules = score, color_clip, classes, rules
+        self._detector, self._colors = detector, colors
+        self._judge: GenEvalJudge | None = None
+
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> ModelNeeds:
+        """Whether the weights that are named are here, see ``RewardSuite.needs``."""
+        detector, clip = init_args.get("detector"), init_args.get("color_clip")
+        parts = [needs_of_network("GenEval's detector", detector)] if isinstance(detector, str) else []
+        return add_needs([*parts, *([needs_of_clip("CLIP of GenEval's colours", clip)] if clip is not None else [])])
+
+    def load(self) -> None:
+        """Read the weights, if that has not happened yet.
+
+        Raises:
+            MissingWeightsError: they are absent or damaged, or those of another kind of network.
+        """
+        if self._judge is not None:
+            return
+        detector = _open_detector(self._detector) if isinstance(self._detector, str) else self._detector
+        colors = self._colors if self.color_clip is None else ColorClassifier.load(self.color_clip)
+        self._judge = GenEvalJudge(
             detector,
-            classes or getattr(detector, "classes", None) or GENEVAL_NAMES,
+            self.classes or getattr(detector, "classes", None) or GENEVAL_NAMES,
             colors or getattr(detector, "colors", None),
-            rules,
+            self.rules,
         )
+
+    @property
+    def judge(self) -> GenEvalJudge:
+        """Detector, colours and rules, loaded."""
+        self.load()
+        assert self._judge is not None
+        return self._judge
 
     @property
     def fingerprint(self) -> str | None:
         """Detector, colours, rules and score; None where one of them does not say what it is."""
-        parts = [getattr(self.detector, "fingerprint", None)]
-        if isinstance(self.judge.colors, ColorClassifier):
-            parts.append(self.judge.colors.fingerprint)
-        elif self.judge.colors is not None and self.judge.colors != getattr(self.detector, "colors", None):
-            parts.append(getattr(self.judge.colors, "fingerprint", None))
+        judge = self.judge
+        parts = [getattr(judge.detector, "fingerprint", None)]
+        if isinstance(judge.colors, ColorClassifier):
+            parts.append(judge.colors.fingerprint)
+        elif judge.colors is not None and judge.colors != getattr(judge.detector, "colors", None):
+            parts.append(getattr(judge.colors, "fingerprint", None))
         if None in parts:
             return None
-        return f"geneval-{self.score} {' '.join(map(str, parts))} {self.judge.classes} {self.judge.rules}"
+        return f"geneval-{self.score} {' '.join(map(str, parts))} {judge.classes} {judge.rules}"
 
     def inapplicable(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
         """See :class:`SaysWhereItApplies`."""
@@ -111,19 +151,32 @@ class GenEvalReward:
                 the detector does not know; a colour is asked for and nothing names colours.
         """
         check_batch(images, prompts, metadata)
+        judge = self.judge
         rows = [row for row, prompt in enumerate(prompts) if self.inapplicable(prompt, metadata[row]) is None]
         asked = [
-            parse_prompt({**metadata[row], "prompt": prompts[row]}, f"prompt {prompts[row]!r}", self.judge.classes)
+            parse_prompt({**metadata[row], "prompt": prompts[row]}, f"prompt {prompts[row]!r}", judge.classes)
             for row in rows
         ]
         scores = torch.full((len(images),), torch.nan)
         if not rows:
             return scores
-        if isinstance(self.detector, nn.Module):
-            self.detector.to(images.device)
+        for network in (judge.detector, getattr(judge.colors, "clip", None)):
+            if isinstance(network, nn.Module):
+                network.to(images.device)
         with torch.no_grad():
-            results = self.judge(unit_to_uint8(images[rows]), asked)
+            results = judge(unit_to_uint8(images[rows]), asked)
         for row, result in zip(rows, results, strict=True):
             values = {"dense": result.reward, "strict": result.exact, "benchmark": result.correct}
             scores[row] = float(values[self.score])
         return scores
+
+
+def _open_detector(source: str) -> Detector:
+    folder = fetch_weights(source)
+    kind = read_config(folder).get("model_type")
+    if kind not in _DETECTORS:
+        raise MissingWeightsError(
+            f"{folder / 'config.json'} describes {kind!r}, no detector of {' or '.join(_DETECTORS)}: give another "
+            "source, or a detector with its class_path"
+        )
+    return _DETECTORS[kind](source)

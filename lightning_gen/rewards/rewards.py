@@ -26,6 +26,8 @@ from lightning_gen.metrics.judging.judges import image_sha256
 from lightning_gen.rewards.applicability import SaysWhereItApplies, check_batch, why_inapplicable
 from lightning_gen.rewards.cache import RewardCache, score_key
 from lightning_gen.rewards.lanes import Call, Lane, RewardError
+from lightning_gen.training.classes import class_named
+from lightning_gen.training.needs import ModelNeeds, add_needs
 
 __all__ = ["PendingScores", "RewardEntry", "RewardScores", "RewardSuite"]
 
@@ -258,6 +260,35 @@ class RewardSuite:
         self._foreground = Lane()
         self._background = {entry.name: Lane() for entry in entries if _in_background(entry)}
 
+    @classmethod
+    def needs(cls, init_args: Mapping[str, Any]) -> ModelNeeds:
+        """What a suite with these arguments reads from disk; nothing is built or fetched.
+
+        A class of rewards may say so by a classmethod ``needs`` that receives its own parsed arguments and gives a
+        ``ModelNeeds``; one that has none is not judged. What is read by its method ``load``, see :meth:`load`.
+
+        Args:
+            init_args: constructor arguments, as parsed from a config.
+
+        Returns:
+            Frozen parameters, and whether their weights are here.
+        """
+        return add_needs(_needs_of(entry) for entry in init_args.get("entries") or ())
+
+    def load(self) -> None:
+        """Have every reward read its weights now, so that what is wrong with them does not wait for the first picture.
+
+        Raises:
+            RewardError: a reward cannot; names it.
+        """
+        for entry in self.entries:
+            load = getattr(entry.reward, "load", None)
+            try:
+                if load is not None:
+                    load()
+            except Exception as error:
+                raise RewardError(f"the reward {entry.name!r} cannot be made ready: {error}") from error
+
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each reward, by name."""
@@ -382,6 +413,15 @@ class RewardSuite:
             stored = cache.read(list(share.keys.values()))
             share.known = {row: stored[key] for row, key in share.keys.items() if key in stored}
             share.rows = [row for row in share.rows if row not in share.known]
+
+
+def _needs_of(entry: Any) -> ModelNeeds:
+    """Of one entry as it was parsed, a mapping or a record."""
+    reward = entry.get("reward") if isinstance(entry, Mapping) else None
+    if not isinstance(reward, Mapping):
+        return ModelNeeds(0)
+    needs = getattr(class_named(str(reward["class_path"]), "reward"), "needs", None)
+    return ModelNeeds(0) if needs is None else cast(ModelNeeds, needs(reward.get("init_args") or {}))
 
 
 def _in_background(entry: RewardEntry) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from lightning_gen.shapes.render import noisy, render
 from lightning_gen.shapes.scene import Scene, SceneObject
 from lightning_gen.shapes.vocabulary import COLORS, KINDS
 
-__all__ = ["Degraded", "PreferencePair", "draw_preference"]
+__all__ = ["Comparison", "Degraded", "PreferencePair", "draw_comparison", "draw_preference"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +90,26 @@ class Degraded:
         return wrong if generator.random() < self.fault_probability else right
 
 
+class Comparison(NamedTuple):
+    """Which of two painters' pictures of one request is preferred, before either is painted.
+
+    Attributes:
+        request: what is asked for.
+        models: names of the painters.
+        label: 1 = the first is preferred, 0 = the second, 0.5 = a tie.
+    """
+
+    request: Request
+    models: tuple[str, str]
+    label: float
+
+
 class PreferencePair(NamedTuple):
     """Two painters' pictures of one request, and which was preferred.
 
     Attributes:
         request: what was asked for.
-        models: names of the painters, of ``STRENGTHS``.
+        models: names of the painters.
         pictures: two of uint8, (3, H, W).
         label: 1 = the first is preferred, 0 = the second, 0.5 = a tie.
     """
@@ -105,12 +120,44 @@ class PreferencePair(NamedTuple):
     label: float
 
 
+def draw_comparison(
+    generator: np.random.Generator,
+    noise: float = 1.0,
+    ties: float = 0.0,
+    strengths: Mapping[str, float] = STRENGTHS,
+    same_model: float = 0.0,
+    request: Request | None = None,
+) -> Comparison:
+    """Draw a comparison.
+
+    P(0 beats 1) = sigmoid((s_0 - s_1) / noise), s = strength; the pictures themselves are not looked at.
+
+    Args:
+        generator: draws everything.
+        noise: how often the weaker wins; 0 = never.
+        ties: share of comparisons without a winner, in [0, 1).
+        strengths: of the painters, by name.
+        same_model: share of comparisons of two pictures by one painter, in [0, 1].
+        request: what is asked for; None = drawn.
+
+    Returns:
+        The comparison.
+    """
+    names = tuple(strengths)
+    first = choose(generator, names)
+    alone = same_model > 0 and generator.random() < same_model
+    second = first if alone else choose(generator, [name for name in names if name != first])
+    tie, chance = generator.random(2).tolist()
+    gap = strengths[first] - strengths[second]
+    wins = float(np.sign(gap) + 1) / 2 if noise == 0 else 1 / (1 + math.exp(-gap / noise))
+    request = draw_request(generator) if request is None else request
+    return Comparison(request, (first, second), 0.5 if tie < ties else float(chance < wins))
+
+
 def draw_preference(
     generator: np.random.Generator, size: tuple[int, int] = (32, 32), noise: float = 1.0, ties: float = 0.0
 ) -> PreferencePair:
-    """Draw a pair.
-
-    P(0 beats 1) = sigmoid((s_0 - s_1) / noise), s = strength; the pictures themselves are not looked at.
+    """Draw a pair by the painters of ``STRENGTHS``, see :func:`draw_comparison`.
 
     Args:
         generator: draws everything.
@@ -121,16 +168,9 @@ def draw_preference(
     Returns:
         The pair.
     """
-    names = tuple(STRENGTHS)
-    first = choose(generator, names)
-    second = choose(generator, [name for name in names if name != first])
-    tie, chance = generator.random(2).tolist()
-    gap = STRENGTHS[first] - STRENGTHS[second]
-    wins = float(gap > 0) if noise == 0 else 1 / (1 + math.exp(-gap / noise))
-    request = draw_request(generator)
-    pictures = [Degraded(STRENGTHS[name], size).picture(request, generator) for name in (first, second)]
-    label = 0.5 if tie < ties else float(chance < wins)
-    return PreferencePair(request, (first, second), (pictures[0], pictures[1]), label)
+    drawn = draw_comparison(generator, noise, ties)
+    first, second = (Degraded(STRENGTHS[name], size).picture(drawn.request, generator) for name in drawn.models)
+    return PreferencePair(drawn.request, drawn.models, (first, second), drawn.label)
 
 
 def _blurred(picture: Tensor, deviation: float) -> Tensor:

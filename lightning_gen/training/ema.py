@@ -34,7 +34,7 @@ class EMA(Callback):
         average <- weights                                    s <= start_step
         average <- d * average + (1 - d) * weights            s > start_step
 
-    With ``ramp``, d is min(decay, n / (n + 9)) after n earlier updates: 0 at the first one, so that the first weights
+    With ``ramp``, d is min(decay, n / (n + 9)) after n earlier steps: 0 at the first one, so that the first weights
     are soon forgotten.
 
     Validation, test and prediction run with the first decay's average; training continues with the raw weights.
@@ -45,25 +45,35 @@ class EMA(Callback):
         start_step: number of first steps during which the average is a copy.
         evaluate: False = evaluate the raw weights.
         ramp: begin with small decays.
+        every: optimiser steps from one update to the next.
 
     Raises:
-        ValueError: no decay, one outside [0, 1) or twice, or a negative start.
+        ValueError: no decay, one outside [0, 1) or twice, a negative start, or ``every`` below 1.
 
     Source: arXiv:1412.6980 section 7.2 (temporal averaging); 0.9999 from step 5000 in the generator of
-    arXiv:2605.05331; the ramp in the trainers of arXiv:2406.07550 and arXiv:2605.05646.
+    arXiv:2605.05331; the ramp in the trainers of arXiv:2406.07550 and arXiv:2605.05646; every 8 steps in that of
+    arXiv:2505.05470.
     """
 
     def __init__(
-        self, decays: Sequence[float] = (0.9999,), start_step: int = 0, evaluate: bool = True, ramp: bool = False
+        self,
+        decays: Sequence[float] = (0.9999,),
+        start_step: int = 0,
+        evaluate: bool = True,
+        ramp: bool = False,
+        every: int = 1,
     ) -> None:
         if not decays or len(set(decays)) < len(decays) or not all(0.0 <= decay < 1.0 for decay in decays):
             raise ValueError(f"EMA needs one or more different decays in [0, 1), got {list(decays)}")
         if start_step < 0:
             raise ValueError(f"EMA's start_step counts optimiser steps and cannot be {start_step}")
+        if every < 1:
+            raise ValueError(f"EMA's every counts optimiser steps and is at least 1, got {every}")
         self.decays = tuple(decays)
         self.start_step = start_step
         self.evaluate = evaluate
         self.ramp = ramp
+        self.every = every
         self._averages: dict[str, Tensor] = {}
         self._pending: Mapping[str, Tensor] = {}
         self._raw: dict[str, Tensor] = {}
@@ -85,6 +95,15 @@ class EMA(Callback):
             yield
         finally:
             self._swap_out(module)
+
+    def restart(self, module: LightningModule) -> None:
+        """Make every average a copy of the weights as they are now, for instance after they were put back.
+
+        Args:
+            module: the module that is trained with this callback.
+        """
+        self._ensure(module)
+        self._update(module, copy=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the strategy, and ask it to carry the averages where it shards."""
@@ -194,7 +213,9 @@ class EMA(Callback):
         step = trainer.global_step
         if self._step is None or step <= self._step:
             return
-        self._step = step
+        before, self._step = self._step, step
+        if step > self.start_step and step // self.every == before // self.every:
+            return
         self._update(module, copy=step <= self.start_step, earlier=step - self.start_step - 1)
 
     @torch.no_grad()

@@ -117,7 +117,7 @@ def memory_per_rank(model: ModelNeeds, data: DataNeeds | None, shape: RunShape) 
         copies = 2 * model.trainable if shape.half and not shape.half_weights else 0
     tokens = 0.0 if data is None else data.tokens_per_global_batch / shape.world
     return Memory(
-        weights=parameters * width + model.frozen * width,
+        weights=parameters * width + (model.frozen * width if model.frozen_bytes is None else model.frozen_bytes),
         gradients=parameters * width,
         optimizer=parameters * (2 if shape.eight_bit else 2 * width),
         averages=parameters * 4 * shape.averages,
@@ -138,7 +138,7 @@ def memory_of_use(model: ModelNeeds, data: DataNeeds | None, shape: RunShape) ->
     Returns:
         Bytes by purpose.
     """
-    held = memory_per_rank(replace(model, frozen=0), None, shape)
+    held = memory_per_rank(replace(model, frozen=0, frozen_bytes=None), None, shape)
     tokens = 0 if data is None else data.use_tokens
     passing = int(tokens * model.use_bytes_per_token * (2 if shape.half else 4) / 4)
     return replace(held, gradients=0, optimizer=0, averages=0, activations=passing)

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["DataNeeds", "ModelNeeds", "WeightNeed"]
+__all__ = ["DataNeeds", "ModelNeeds", "WeightNeed", "add_needs"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class ModelNeeds:
         float8: whether its blocks multiply in float8.
         use_bytes_per_token: bytes that one token takes at the peak of a pass without gradients, in 32-bit; 0 = memory
             does not grow with the picture, or nothing is known.
+        frozen_bytes: what the frozen parameters take where they keep a format of their own; None = the format of the
+            trained ones.
     """
 
     trainable: int
@@ -50,6 +53,7 @@ class ModelNeeds:
     weights: tuple[WeightNeed, ...] = ()
     float8: bool = False
     use_bytes_per_token: float = 0.0
+    frozen_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,26 @@ class DataNeeds:
     missing: tuple[str, ...] = ()
     use_tokens: int = 0
     largest: str = ""
+
+
+def add_needs(parts: Iterable[ModelNeeds]) -> ModelNeeds:
+    """What several models need together, such as a policy and the networks that judge it.
+
+    Args:
+        parts: of which at most one has float8 products, activations or sharded blocks; of frozen parameters whose
+            bytes are not given, 4 bytes are counted.
+
+    Returns:
+        Their sum.
+    """
+    every = list(parts)
+    return ModelNeeds(
+        trainable=sum(part.trainable for part in every),
+        frozen=sum(part.frozen for part in every),
+        largest_block=max((part.largest_block for part in every), default=0),
+        activation_bytes_per_token=sum(part.activation_bytes_per_token for part in every),
+        weights=tuple(weight for part in every for weight in part.weights),
+        float8=any(part.float8 for part in every),
+        use_bytes_per_token=sum(part.use_bytes_per_token for part in every),
+        frozen_bytes=sum(4 * part.frozen if part.frozen_bytes is None else part.frozen_bytes for part in every),
+    )

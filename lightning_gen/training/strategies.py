@@ -247,7 +247,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         weights_only = True if weights_only is None else weights_only
         if path.is_dir():
             require_harmless(path)
-        rest = super().load_checkpoint(path, weights_only) if path.is_dir() else self._load_file(path, weights_only)
+        rest = (self._load_folder if path.is_dir() else self._load_file)(path, weights_only)
         for name, provider in self._carried.items():
             tensors = dict(provider())
             stored = rest.pop(name, None)
@@ -269,6 +269,26 @@ class FSDP2Strategy(ModelParallelStrategy):
             return super().optimizer_state(optimizer)
         assert self.model is not None
         return gather_optimizer(self.model, getattr(optimizer, "_optimizer", optimizer))
+
+    def _load_folder(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        assert self.model is not None and self.lightning_module is not None
+        if self.lightning_module.strict_loading:
+            return super().load_checkpoint(path, weights_only)
+        # Of a module that saves only what it trains, the folder holds a part of the weights.
+        from torch.distributed.checkpoint import state_dict as states
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        stored = FileSystemReader(path).read_metadata().state_dict_metadata
+        weights = states.get_model_state_dict(self.model)
+        # In place: what comes back are the parameters themselves.
+        load({"state_dict": {k: v for k, v in weights.items() if f"state_dict.{k}" in stored}}, checkpoint_id=path)
+        for number, optimizer in enumerate(self.optimizers):
+            found = {f"optimizer_{number}": states.get_optimizer_state_dict(self.model, optimizer)}
+            load(found, checkpoint_id=path)
+            states.set_optimizer_state_dict(self.model, optimizer, optim_state_dict=found[f"optimizer_{number}"])
+        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=weights_only)
+        return rest
 
     def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
         # Lightning's own way numbers the optimiser's parameters by module, not by group, and trips over the names that

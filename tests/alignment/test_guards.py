@@ -10,16 +10,21 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_gen.alignment.guards import DivergenceGuard
+from lightning_gen.training.ema import EMA
 from tests.alignment.test_online import module
 
 
-def watch(guard: DivergenceGuard, model: Any, rewards: list[float], **rest: float) -> SimpleNamespace:
-    """Steps with these rewards; the adapter holds the number of the step."""
-    trainer = SimpleNamespace(callback_metrics={}, should_stop=False, global_step=0)
+def watch(
+    guard: DivergenceGuard, model: Any, rewards: list[float], callbacks: tuple[Any, ...] = (), **rest: float
+) -> SimpleNamespace:
+    """Steps with these rewards; the trained adapter holds the number of the step, the old one that plus 100."""
+    trainer = SimpleNamespace(callback_metrics={}, should_stop=False, global_step=0, callbacks=[*callbacks, guard])
+    guard.on_train_start(trainer, model)  # type: ignore[arg-type]
     for step, reward in enumerate(rewards):
         with torch.no_grad():
-            for parameter in model.bank.parameters("default"):
-                parameter.fill_(float(step))
+            for name, more in (("default", 0.0), ("old", 100.0)):
+                for parameter in model.bank.parameters(name):
+                    parameter.fill_(float(step) + more)
         trainer.callback_metrics = {
             name: torch.tensor(value)
             for name, value in {"rewards/total": reward, "train/kl": 0.1, "train/contrast": 0.2, **rest}.items()
@@ -37,6 +42,25 @@ def test_a_reward_that_falls_stops_the_run_at_the_best_adapter() -> None:
         trainer = watch(guard, model, [0.1, 0.5, 0.9, 0.7, 0.6, 0.3, 0.2, 0.1])
     assert trainer.global_step == 5
     assert all(bool((parameter == 3.0).all()) for parameter in model.bank.parameters("default"))
+    assert all(bool((parameter == 103.0).all()) for parameter in model.bank.parameters("old"))
+
+
+def test_averages_are_put_back_too() -> None:
+    """What is validated and exported is the average."""
+    model, guard, average = module("nft"), DivergenceGuard(reward_drop=0.3, patience=2), EMA((0.9,))
+    average.restart(model)
+    with pytest.warns(UserWarning, match="is back"):
+        watch(guard, model, [0.9, 0.9, 0.1, 0.1], callbacks=(average,))
+    with average.averaged(model):
+        assert all(bool((parameter == 1.0).all()) for parameter in model.bank.parameters("default"))
+
+
+def test_without_a_better_one_the_first_adapter_comes_back() -> None:
+    model = module("nft")
+    start = [parameter.detach().clone() for parameter in model.bank.parameters("default")]
+    with pytest.warns(UserWarning, match="the adapter of the start is back"):
+        watch(DivergenceGuard(patience=3), model, [0.1], **{"train/loss": float("nan")})
+    assert all(map(torch.equal, model.bank.parameters("default"), start)) and any(bool(p.any()) for p in start)
 
 
 def test_a_steady_run_goes_on() -> None:
@@ -66,6 +90,7 @@ def test_a_resumed_guard_goes_on_watching() -> None:
     second.load_state_dict(first.state_dict())
     with pytest.warns(UserWarning, match="fell to"):
         assert watch(second, model, [0.1, 0.1]).should_stop
+    assert bool((model.bank.parameters("default")[0] == 1.0).all()), "the adapter from before the interruption"
 
 
 def test_other_models_and_odd_limits_are_refused() -> None:

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
-from lightning_gen.alignment.online import Evaluation, OnlineTraining, Updates, _share
-from lightning_gen.alignment.rollout import initial_noise, row_keys
+from lightning_gen.alignment.online import OnlineTraining
+from lightning_gen.alignment.rollout import Rollout, initial_noise, row_keys
+from lightning_gen.alignment.settings import Evaluation, Updates
+from lightning_gen.alignment.shares import share_of
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.prompts import PromptDataModule
-from lightning_gen.rewards.rewards import RewardEntry, RewardSuite
+from lightning_gen.rewards.lanes import RewardError
+from lightning_gen.rewards.rewards import RewardEntry, RewardScores, RewardSuite
 from tests.alignment.worlds import ToyPolicy
 from tests.harness import two_processes
 
@@ -125,6 +128,49 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path
         )  # fmt: skip
 
 
+class Failing(Redness):
+    """Says something useless the third time it is asked."""
+
+    def __init__(self, answer: Any) -> None:
+        self.asked, self.answer = 0, answer
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        self.asked += 1
+        found = super().__call__(images, prompts, metadata)
+        if self.asked < 3:
+            return found
+        if self.answer is None:
+            raise OSError("the judge is gone")
+        return self.answer * found if isinstance(self.answer, float) else found[: self.answer]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(None, "gone"), (float("nan"), "NaN for all"), (3, "must give 8 numbers")]
+)
+def test_a_reward_that_fails_leaves_whole_steps_behind(answer: Any, message: str, tmp_path: Path) -> None:
+    two = Updates(2, 4, skip_worthless=False)
+    keeper = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    broken = module("nft", updates=two, rewards=RewardSuite([RewardEntry("redness", Failing(answer))]))
+    with pytest.raises(RewardError, match=message):
+        train(broken, prompts(tmp_path), tmp_path, steps=6, callbacks=[keeper], enable_checkpointing=True)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["step=2.ckpt", "step=4.ckpt"]
+    again, whole = module("nft", updates=two), module("nft", updates=two)
+    train(again, prompts(tmp_path), tmp_path, steps=6, ckpt_path=tmp_path / "kept/step=4.ckpt")
+    train(whole, prompts(tmp_path), tmp_path, steps=6)
+    assert all(torch.equal(adapters(again)[name], value) for name, value in adapters(whole).items())
+
+
+def test_weights_of_a_reward_are_read_before_the_first_rollout(tmp_path: Path) -> None:
+    class Damaged(Redness):
+        def load(self) -> None:
+            raise OSError("half a file")
+
+    broken = module("nft", rewards=RewardSuite([RewardEntry("damaged", Damaged())]))
+    broken.sample = None  # type: ignore[method-assign, assignment]  # a rollout would fail in another way
+    with pytest.raises(RewardError, match="'damaged' cannot be made ready: half a file"):
+        train(broken, prompts(tmp_path), tmp_path)
+
+
 def test_a_group_of_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data.repeats is 1: .* at least twice"):
         train(module("grpo"), prompts(tmp_path, repeats=1), tmp_path)
@@ -175,31 +221,53 @@ def test_every_row_is_in_one_update_and_the_worthless_are_left_out(tmp_path: Pat
 
 def test_shares_of_ranks_are_the_rows_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = torch.tensor([0, 1, 2, 5, 6])
-    parts = [_share(chosen, first, 4, 8) for first in (0, 4)]
+    parts = [share_of(chosen, first, 4, 8) for first in (0, 4)]
     assert [len(part.rows) for part in parts] == [3, 3] and parts[1].weights.tolist()[2] == 0
     values = torch.arange(8.0) ** 2
     sums = [float((part.weights * values[part.rows + first]).sum()) for part, first in zip(parts, (0, 4), strict=True)]
     assert sum(sums) / 2 == pytest.approx(float(values[chosen].mean()))
 
 
-def job(kind: str, strategy: str, folder: Path, devices: int) -> dict[str, Tensor]:
+Rows = dict[tuple[int, int], tuple[Tensor, float]]
+"""(optimiser step, key of a row) -> its latents and what it was worth."""
+
+
+def job(kind: str, strategy: str, folder: Path, devices: int) -> tuple[dict[str, Tensor], Rows, list[bool]]:
     """Two rollouts of two updates, some rows worth nothing; on two ranks every rank has half of the rows."""
     model = module(kind, updates=Updates(2, 2, skip_worthless=True), rewards=coarse())
+    rows: Rows = {}
+    syncs: list[bool] = []
+    judge = model.advantages
+
+    def watched(scores: RewardScores, rollout: Rollout) -> Tensor:
+        found = judge(scores, rollout)
+        wrapped = model.trainer.strategy.model
+        syncs.append(bool(getattr(wrapped, "require_backward_grad_sync", False)))
+        for row, key in enumerate(rollout.keys.tolist()):
+            rows[model.trainer.global_step, key] = (rollout.latents[row].clone(), float(found[row]))
+        return found
+
+    model.advantages = watched  # type: ignore[method-assign]
     train(model, prompts(folder), folder, steps=4, strategy=strategy, devices=devices)
-    return adapters(model)
+    return adapters(model), rows, syncs
 
 
 @pytest.mark.parametrize("kind", ["grpo", "nft"])
 def test_two_processes_train_as_one(kind: str, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    alone = job(kind, "auto", tmp_path / "one", 1)
+    alone, rows, _ = job(kind, "auto", tmp_path / "one", 1)
     (tmp_path / "two").mkdir()
-    first, second = two_processes(job, kind, "ddp", tmp_path / "two", 2)
+    (first, rows_1, syncs), (second, rows_2, _) = two_processes(job, kind, "ddp", tmp_path / "two", 2)
+    assert not any(syncs), "gradients are averaged in every backward pass"
+    assert rows_1.keys() | rows_2.keys() == rows.keys() and not rows_1.keys() & rows_2.keys() and len(rows) == 16
+    for key, (latents, worth) in (rows_1 | rows_2).items():
+        torch.testing.assert_close(latents, rows[key][0], rtol=1e-6, atol=1e-6)
+        assert worth == pytest.approx(rows[key][1], abs=1e-6)
     start = adapters(module(kind))
     assert any(not torch.equal(alone[name], value) for name, value in start.items())
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(first[name], value, rtol=0.0, atol=1e-6)
 
 
 def test_the_adapter_after_a_checkpoint_can_be_exported_and_started_from(tmp_path: Path) -> None:
@@ -256,7 +324,7 @@ def _passes(model: OnlineTraining, tmp_path: Path) -> list[tuple[str | None, boo
         seen.append((model.bank.active, torch.is_grad_enabled()))
         return velocity(x, *rest)
 
-    model.policy.velocity = watched  # type: ignore[method-assign]
+    model.policy.velocity = watched  # type: ignore[method-assign,assignment]
     train(model, prompts(tmp_path), tmp_path, steps=1)
     return seen
 

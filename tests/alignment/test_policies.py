@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_gen.alignment import policies
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
 from lightning_gen.alignment.online import Evaluation, Updates
 from lightning_gen.alignment.policies import PipelinePolicy, open_policy
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.backbones.weights import MissingWeightsError
+from lightning_gen.interfaces import TextToImage
 from tests.alignment.test_online import prompts, rewards, train
 from tests.harness.tiny_pipelines import write_tiny_pipeline
 
@@ -22,6 +24,19 @@ from tests.harness.tiny_pipelines import write_tiny_pipeline
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_tiny_pipeline(tmp_path_factory.mktemp("pipelines"), "sd3"))
+
+
+def test_a_hub_id_in_the_cache_is_a_pipeline(pipeline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        policies, "find_pipeline", lambda source: (Path(pipeline), "") if source == "me/sd" else (None, "")
+    )
+    monkeypatch.setattr(PipelinePolicy, "load", lambda policy: asked.append(policy.pipeline) or nn.Identity())
+    with pytest.raises(TypeError, match="Identity is no text-to-image model"):
+        open_policy("me/sd")
+    with pytest.raises(MissingWeightsError):
+        open_policy("me/other")
+    assert asked == ["me/sd"]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "nft"])
@@ -65,4 +80,49 @@ def test_the_preflight_asks_for_the_pipeline(pipeline: str) -> None:
     [there] = FlowGRPO.needs({"policy": {"pipeline": pipeline}}).weights
     [missing] = FlowGRPO.needs({"policy": PipelinePolicy("weights/sd35m")}).weights
     assert there.found and not missing.found and missing.source == "weights/sd35m"
-    assert FlowGRPO.needs({"policy": "shapes_base"}).weights == ()
+    assert "no folder weights/sd35m" in missing.hint
+
+
+def test_the_preflight_counts_what_is_trained_and_what_stays_frozen(pipeline: str) -> None:
+    own = FlowGRPO("shapes_base", rewards(), lora=LoRASettings(4, 8.0))
+    full = FlowGRPO(PipelinePolicy(pipeline), rewards(), lora=LoRASettings(4, 8.0))
+    for model, policy, width in ((own, "shapes_base", 4), (full, {"pipeline": pipeline}, 2)):
+        needs = FlowGRPO.needs({"policy": policy, "lora": {"rank": 4, "alpha": 8.0}})
+        model.configure_model()
+        assert needs.trainable == model.bank.num_parameters("default") > 0
+        beside = sum(p.numel() for p in model.policy.network.parameters()) - needs.trainable
+        if policy != "shapes_base":
+            text = full.policy._folder.text_encoders(full.policy.network, torch.float32)  # type: ignore[attr-defined]
+            beside += text.num_parameters + full.policy.vae.num_parameters  # type: ignore[attr-defined]
+        assert needs.frozen == beside and needs.frozen_bytes == width * beside
+    [need] = FlowGRPO.needs({"policy": "weights/nothing"}).weights
+    assert not need.found and need.source == "weights/nothing"
+    assert FlowGRPO.needs({"policy": {"class_path": "some.Model"}}).trainable == 0
+
+
+def test_text_encoders_that_wait_in_host_memory_need_a_cache() -> None:
+    with pytest.raises(ValueError, match=r"text_offload without policy\.prompt_cache"):
+        PipelinePolicy("x", text_offload=True)
+
+
+@pytest.mark.parametrize("source", ["sd3", "shapes_base"])
+def test_without_adapters_a_loaded_model_is_to_the_last_bit_what_it_was(source: str, pipeline: str) -> None:
+    """Weights that were read from disk, through the same code as in a run; adapters that say something."""
+    name = pipeline if source == "sd3" else source
+    base = open_policy(name)
+    model = FlowGRPO(name, rewards(), lora=LoRASettings(2, 4.0))
+    model.configure_model()
+    with torch.no_grad():
+        for parameter in model.bank.parameters("default"):
+            parameter.fill_(0.1)
+    x = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(0))
+    t, prompts = torch.tensor([0.3, 0.8]), ["a red circle", ""]
+
+    def spoken(policy: TextToImage) -> Tensor:
+        with torch.no_grad():
+            return policy.velocity(x, t, policy.encode_prompts(prompts))
+
+    expected = spoken(base)
+    assert not torch.allclose(spoken(model.policy), expected, atol=1e-3)
+    with model.bank.disabled():
+        assert torch.equal(spoken(model.policy), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from lightning_gen.flow.schedules import linear_grid
 from lightning_gen.interfaces import Conditioning
 
-__all__ = ["ToyPolicy"]
+if TYPE_CHECKING:
+    from lightning_gen.generators.dit.text_module import TextLatentDiffusion
+
+__all__ = ["ToyPolicy", "tiny_world"]
 
 
 class ToyPolicy(nn.Module):
@@ -49,3 +53,18 @@ class ToyPolicy(nn.Module):
 
     def from_noise(self, noise: Tensor, steps: int) -> Tensor:
         return noise * self.start
+
+
+def tiny_world() -> TextLatentDiffusion:
+    """The embedded world's base in miniature, whose network has its own encoder of prompts; pictures are 8 x 8."""
+    from lightning_gen.generators.dit.text_module import TextLatentDiffusion
+    from lightning_gen.generators.spaces import PixelSpace
+    from lightning_gen.shapes.tokenizer import ShapesTokenizer
+
+    model = TextLatentDiffusion(PixelSpace(4), ShapesTokenizer(), variant="w24_d2_h2", canvas=(8, 8))
+    model.configure_model()
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))  # at the start most layers say 0
+    return model

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_gen.backbones.pipelines.folder import PipelineFolder
+from lightning_gen.backbones.pipelines.folder import PipelineFolder, TextEncoders
 from lightning_gen.backbones.text_to_image import DiffusersTextToImage
 from lightning_gen.interfaces import Conditioning
 from tests.harness.tiny_pipelines import write_tiny_pipeline
@@ -166,3 +166,19 @@ def test_stable_diffusion_3_without_t5(sd3: Path, tmp_path: Path) -> None:
     encoded, whole = model_of(folder).encode_prompts(["a cat"]), model_of(sd3).encode_prompts(["a cat"])
     assert encoded.sequence.shape == whole.sequence.shape and not encoded.sequence[:, 77:].any()
     assert torch.equal(encoded.sequence[:, :77], whole.sequence[:, :77])
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_text_encoders_may_wait_in_host_memory(
+    offload: bool, sd3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[str] = []
+    monkeypatch.setattr(TextEncoders, "to", lambda its, device: moves.append(str(device)) or its)
+    model = DiffusersTextToImage(str(sd3), (16, 16), 8, prompt_cache=str(tmp_path), text_offload=offload)
+    monkeypatch.setattr(DiffusersTextToImage, "device", property(lambda _: torch.device("cpu", 0)))
+    model.encode_prompts(PROMPTS)
+    # There for every new prompt, away when all are encoded.
+    assert moves == ["cpu:0"] * 3 + ["cpu"] * offload
+    model.encode_prompts(PROMPTS)
+    model.cache_prompts(["another"])
+    assert moves[3 + offload :] == ["cpu"] * offload + ["cpu:0"] + ["cpu"] * offload

@@ -12,6 +12,7 @@ from lightning_gen.cli import main
 from lightning_gen.commands import recipes, trainer
 from lightning_gen.training.footprint import memory_of_use, memory_per_rank, run_shape
 from lightning_gen.training.machine import GIB, Machine, free_disk, host_memory, inspect_machine, readable
+from lightning_gen.training.needs import add_needs
 from lightning_gen.training.preflight import DataNeeds, ModelNeeds, check, table
 
 LAPTOP = Machine("cpu", (), 16 * GIB, 500 * GIB)
@@ -53,6 +54,16 @@ def test_gathered_blocks_copies_and_activations():
     half = memory_per_rank(model, data, shape(precision="bf16-true", devices=1))
     assert (half.weights, half.gradients, half.optimizer, half.compute_copies) == (2000, 2000, 4000, 0)
     assert half.total == sum((2000, 2000, 4000, half.activations, half.process))
+
+
+def test_frozen_weights_may_have_a_format_of_their_own():
+    half = ModelNeeds(trainable=1000, frozen=500, frozen_bytes=1000)
+    one = shape(devices=1)
+    assert memory_per_rank(ModelNeeds(trainable=1000, frozen=500), None, one).weights == 4 * 1000 + 4 * 500
+    assert memory_per_rank(half, None, one).weights == 4 * 1000 + 1000
+    both = add_needs([half, ModelNeeds(trainable=0, frozen=3)])
+    assert (both.trainable, both.frozen, both.frozen_bytes) == (1000, 503, 1012)
+    assert memory_of_use(half, None, one).weights == 4 * 1000
 
 
 def test_eight_bit_optimiser_and_averages():

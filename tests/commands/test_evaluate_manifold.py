@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     PatchTokenizer.write(tmp_path / "colours", PatchTokenizer.colours())
     PatchTokenizer.write(tmp_path / "noise", PatchTokenizer.noise())
+    (tmp_path / "colours" / "model.safetensors").write_bytes(b"colours")
     random = np.random.default_rng(0)
     for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40)), ("blue", (40, 40, 200))):
         (tmp_path / "pictures" / name).mkdir(parents=True)
@@ -75,7 +77,10 @@ def test_tokenizers_stand_side_by_side(run: Run) -> None:
     [head] = [line for line in out.splitlines() if "colours" in line and "noise" in line]
     assert head.index("colours") < head.index("noise")
     assert Image.open("out/manifold.png").size[0] > 300
-    assert "fingerprint" in (Path("out") / "metrics.json").read_text()
+    inputs = json.loads((Path("out") / "metrics.json").read_text())["inputs"]
+    assert "fingerprint" in inputs["data"]
+    # By which the card of these weights knows that the numbers are its own.
+    assert inputs["colours"]["sha256"] == hashlib.sha256(b"colours").hexdigest() and inputs["noise"]["sha256"] is None
 
 
 def test_continuity_with_lpips_and_correlation_with_gfid(run: Run, tmp_path: Path) -> None:

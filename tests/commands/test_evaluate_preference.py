@@ -135,3 +135,70 @@ def test_unknown_and_missing_scorers(refused: Run, tmp_path: Path) -> None:
     assert "takes one SOURCE" in refused(*GIVEN, "--scorer", "pickscore")
     assert "nowhere" in refused(*GIVEN, "--scorer", "pickscore", "nowhere")
     assert "made a str" in refused(*GIVEN, "--scorer", "my_scorer.text")
+
+
+def test_a_table_of_win_rates(run: Run, clip: str) -> None:
+    several = ("--scorer", "clipscore", clip, "+", "pickscore", clip)
+    out = run(*GIVEN, *several, "--against", "b", "a", "--out", "runs")
+    entries = json.loads(Path("runs/metrics.json").read_text())["metrics"]
+    rates = [entry for entry in entries if entry["protocol"]["metric"].endswith(":winrate")]
+    assert [(one["protocol"]["metric"], one["protocol"]["details"]["against"]) for one in rates] == [
+        ("clipscore:winrate", "b"), ("clipscore:winrate", "a"), ("pickscore:winrate", "b"), ("pickscore:winrate", "a"),
+    ]  # fmt: skip
+    assert rates[1]["value"] == rates[3]["value"] == 0.5 and "against a: 0 won, 4 tied, 0 lost" in rates[1]["note"]
+    assert out.count("against b:") == 4
+    rows = [json.loads(line) for line in Path("runs/samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and {(row["scorer"], row["rival"]) for row in rows[8:12]} == {("pickscore", "b")}
+
+
+JUDGE = '''
+import json
+import torch
+
+
+class Bright:
+    """Sorts pictures by their brightness."""
+
+    name = "bright"
+    settings = {"judge_model": "bright"}
+
+    def __call__(self, message):
+        pictures = [part for part in message if isinstance(part, torch.Tensor)]
+        order = sorted(range(len(pictures)), key=lambda n: -float(pictures[n].float().mean()))
+        return json.dumps({"ranking": [n + 1 for n in order]})
+'''
+
+
+def k_sort_folder(brightness: dict[str, int], cases: int = 12) -> None:
+    for number in range(cases):
+        folder = Path(f"bench/{number}")
+        folder.mkdir(parents=True)
+        images = []
+        for rank, (name, level) in enumerate(sorted(brightness.items(), key=lambda item: -item[1]), 1):
+            Image.new("RGB", (8, 8), (level,) * 3).save(folder / f"{name}.png")
+            images.append({"model": name, "path": f"{number}/{name}.png", "rank": rank})
+        with Path("bench/k_sort.jsonl").open("a") as file:
+            file.write(json.dumps({"id": str(number), "prompt": "a cat", "images": images}) + "\n")
+    board = {name: [20 + level / 25, 0.9] for name, level in brightness.items()}
+    board["sd"] = "21.6/0.9"  # type: ignore[assignment]
+    Path("bench/leaderboard.json").write_text(json.dumps(board))
+
+
+def test_k_sort_eval(run: Run, refused: Run) -> None:
+    Path("my_judge.py").write_text(JUDGE)
+    k_sort_folder({"sd": 40, "sdxl": 80, "flux": 160, "best": 200})
+    Path("new").mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8), (120,) * 3).save(f"new/{number}.png")
+    given = ("--samples", "new", "--k-sort", "bench", "--judge", "my_judge.Bright")
+    run(*given, "--rounds", "9", "--out", "runs")
+    found = metrics("runs")
+    assert 23.2 < found["ksort:mu"]["value"] < 26.4, "between sdxl and flux"
+    assert found["ksort"]["value"] == pytest.approx(found["ksort:mu"]["value"] - 2.7)
+    assert found["ksort"]["protocol"]["details"]["mean_agreement"] == pytest.approx(1)
+    rows = [json.loads(line) for line in Path("runs/samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 9 and all(row["rank"] == 3 for row in rows)
+    assert "needs --judge" in refused("--samples", "new", "--k-sort", "bench")
+    assert "leave --scorer" in refused(*given, "--scorer", "clipscore", "x")
+    assert "give --scorer and --prompts, or --k-sort and --judge" in refused("--samples", "a")
+    assert "no picture is named by a case id, such as 0.png" in refused("--samples", "bench/0", *given[2:])

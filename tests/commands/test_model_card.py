@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from PIL import Image
 
 from lightning_gen.commands.model_card import Exported, Section, run_of, write_card
+from lightning_gen.commands.model_card_manifold import manifold
 from lightning_gen.commands.model_card_sections import SECTIONS, measured, routing, settings, training, what_it_is
 
 
@@ -41,7 +45,7 @@ class Readable(Small):
 @pytest.fixture
 def exported(tmp_path: Path) -> Exported:
     run, output = tmp_path / "runs" / "mine", tmp_path / "weights" / "mine"
-    for folder in (run / "checkpoints", run / "routing", output):
+    for folder in (run / "checkpoints", run / "routing", run / "manifold", output):
         folder.mkdir(parents=True)
     checkpoint = run / "checkpoints" / "step=0001000.ckpt"
     state = {
@@ -124,6 +128,50 @@ def test_a_card_that_somebody_wrote_or_changed_stays(exported: Exported) -> None
     for other in (text(exported) + "Mine!\n", "# by hand\n", ""):
         (exported.output / "README.md").write_text(other, encoding="utf-8")
         assert not write_card(exported, SECTIONS) and text(exported) == other
+
+
+def report(folder: Path, sha256: str, age: int, gsq: float = 0.5) -> None:
+    """A report of `lightning evaluate manifold` on two tokenizers, and its picture."""
+    from lightning_gen.metrics.protocol import Measurement, Protocol
+    from lightning_gen.metrics.report import write_report
+
+    numbers = [
+        Measurement(value, Protocol(metric, method, 12, None, {"tokenizer": name}), None, interval)
+        for metric, method, name, value, interval in (
+            ("ssc", "spectral", "other", 0.25, (0.2, 0.3)),
+            ("gsq", "nn-cosine", "other", 0.125, None),
+            ("gsq", "nn-cosine", "mine", gsq, (0.4, 0.6)),
+            ("gsq:spearman", "gfid", "", 1.0, None),
+        )
+    ]
+    numbers[-1].protocol.details.pop("tokenizer")  # type: ignore[attr-defined]
+    inputs = {"other": {"sha256": "0" * 64}, "mine": {"sha256": sha256}, "options": {"resolution": 32}}
+    path = write_report(folder, "manifold", numbers, inputs)
+    os.utime(path, (age, age))
+    Image.new("RGB", (8, 8)).save(folder / "manifold.png")
+
+
+def test_the_table_of_the_latent_space_is_that_of_these_very_weights(exported: Exported) -> None:
+    from lightning_gen.metrics.protocol import file_sha256
+
+    assert manifold(exported) is None and exported.run is not None
+    weights = exported.output / "model.safetensors"
+    weights.write_bytes(b"weights")
+    place = exported.run / "manifold"
+    report(place / "earlier", "1" * 64, 3000)
+    (place / "metrics.json").write_text(json.dumps({"verb": "fid"}))
+    assert manifold(exported) is None
+    report(place / "first", file_sha256(weights), 1000, gsq=0.75)
+    report(place / "second", file_sha256(weights), 2000)
+    assert write_card(exported, SECTIONS)
+    found = text(exported)
+    assert "| | N | **mine** (these weights) | other |" in found
+    assert "| `gsq/nn-cosine` | 12 | 0.5000 [0.4000, 0.6000] | 0.1250 |" in found
+    assert "| `ssc/spectral` | 12 | - | 0.2500 [0.2000, 0.3000] |" in found
+    assert "spearman" not in found and "higher is better" in found and "LPC" not in found
+    assert (exported.output / "card" / "manifold.png").read_bytes().startswith(b"\x89PNG")
+    weights.write_bytes(b"later weights")
+    assert manifold(exported) is None
 
 
 def test_others_may_add_a_section_with_a_file(exported: Exported, tmp_path: Path) -> None:

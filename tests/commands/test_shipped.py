@@ -31,9 +31,6 @@ from lightning_gen.training.randomness import numpy_generator
 
 DATA = Path(shipped.__file__).parents[2] / "data"
 MOST_BYTES = {"shapes_base": 8_000_000, "shapes_encoder": 4_000_000}
-present = {name: (DATA / name / "model.safetensors").is_file() for name in SHIPPED}
-encoder = pytest.mark.skipif(not present["shapes_encoder"], reason="the weights of shapes_encoder are not made yet")
-both = ["shapes_base", pytest.param("shapes_encoder", marks=encoder)]
 
 AT_MOST = 3
 """Verdicts of 62 that may be others on another machine, whose rounding differs."""
@@ -54,7 +51,7 @@ def test_names_are_folders_and_other_sources_stay(tmp_path: Path, monkeypatch: p
         shipped_folder("shapes_bas")
 
 
-@pytest.mark.parametrize("name", both)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_size_and_sha256_are_those_of_the_card(name: str) -> None:
     file = shipped_folder(name) / "model.safetensors"
     stated = json.loads((DATA / name / "score.json").read_text())["weights"]
@@ -86,7 +83,6 @@ def test_the_base_regenerates_its_own_score() -> None:
     assert abs(sum(right) - share * total) <= 1 + 3.3 * math.sqrt(total * share * (1 - share))
 
 
-@encoder
 def test_features_see_noise() -> None:
     extractor = ModuleExtractor(ShapesFeatures(), "shapes-encoder")
 

@@ -1,7 +1,8 @@
-"""What a training process of these tests carries with it: a diary, and a disk that stalls in the middle of a write."""
+"""What a training process of these tests carries with it: diaries, and places where it waits to be killed."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 
 from lightning_gen.training.checkpoint import AtomicCheckpointIO
 
-__all__ = ["Diary", "StallingIO"]
+__all__ = ["AdapterDiary", "Diary", "StallingIO", "StallingUpdate"]
 
 
 class Diary(pl.Callback):
@@ -34,6 +35,51 @@ class Diary(pl.Callback):
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+class AdapterDiary(pl.Callback):
+    """Writes one line per rollout: step, rows, what was logged, and fingerprints of all adapters.
+
+    Args:
+        path: the file; lines are added.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        logs = {name: float(value).hex() for name, value in sorted(trainer.callback_metrics.items())}
+        line = {
+            "step": trainer.global_step,
+            "rows": [batch.epoch, *zip(batch.index.tolist(), batch.member.tolist(), strict=True)],
+            "logs": {name: value for name, value in logs.items() if name.startswith(("train/", "rewards/"))},
+            "adapters": {name: _fingerprint(pl_module.bank.parameters(name)) for name in pl_module.bank.names},
+        }
+        with Path(self.path).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _fingerprint(parameters: Any) -> str:
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in parameters)).hexdigest()
+
+
+class StallingUpdate(pl.Callback):
+    """Stops before an optimiser step, says so in a file, and waits to be killed.
+
+    Args:
+        step: number of the optimiser steps that were made before.
+        marker: file that appears then.
+    """
+
+    def __init__(self, step: int, marker: str) -> None:
+        self.step, self.marker = step, marker
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == self.step:
+            Path(self.marker).touch()
+            time.sleep(120)
 
 
 class StallingIO(AtomicCheckpointIO):

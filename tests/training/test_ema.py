@@ -132,6 +132,19 @@ def test_closed_form_with_several_decays(tmp_path: Path, start: int) -> None:
         assert_equal_states(averages(ema, 0.5), weights(module))
 
 
+@pytest.mark.parametrize("ramp", [False, True])
+def test_an_update_every_few_steps(tmp_path: Path, ramp: bool) -> None:
+    ema, trace = EMA((0.5,), every=3, ramp=ramp), Trace()
+    fit(ToyModule(width=5), ToyData(), tmp_path, max_steps=7, callbacks=(ema, trace))
+    first, third, sixth = (trace.weights[step] for step in (0, 3, 6))
+    decays = [min(0.5, n / (n + 9)) if ramp else 0.5 for n in (2, 5)]
+    for name, found in averages(ema, 0.5).items():
+        expected = first[name].double().lerp(third[name].double(), 1 - decays[0])
+        assert torch.allclose(found.double(), expected.lerp(sixth[name].double(), 1 - decays[1]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        EMA(every=0)
+
+
 def test_accumulated_batches_count_once(tmp_path: Path) -> None:
     ema, trace, _, _ = train(tmp_path, steps=3, start=0, accumulate_grad_batches=2)
     assert len(trace.weights) == 4

@@ -13,6 +13,7 @@ from lightning_gen.alignment.diffusion_nft.objective import (
     nft_losses,
     old_policy_decay,
     reference_losses,
+    reward_gradients,
 )
 from lightning_gen.alignment.online import DEFAULT, Evaluation, OnlineTraining, Share, Updates
 from lightning_gen.alignment.policies import PipelinePolicy
@@ -81,7 +82,7 @@ class NFTLoss:
         weighting: of a picture's error.
         mode: which advantages count, see ``rewards.advantages.optimality``.
         advantage_clip: largest advantage; also the factor of the loss.
-        kl: weight of the distance to the reference; 0 = none.
+        kl: weight of the distance to the reference; 0 = it is only watched, at one time of every picture.
 
     Raises:
         ValueError: a number that makes no sense.
@@ -162,12 +163,15 @@ class DiffusionNFT(OnlineTraining):
 
         Source: arXiv:2509.16117 algorithm 1.
         """
-        rollout = self.sample(batch)
-        scores = self.score(rollout)
+        with self.timed("sampling"):
+            rollout = self.sample(batch)
+        with self.timed("scoring"):
+            scores = self.score(rollout)
         advantages = self.advantages(scores, rollout)
-        for share in self.updates_of(advantages, rollout):
-            self.learn(rollout, advantages, share)
-            self.update()
+        with self.timed("training"):
+            for share in self.updates_of(advantages, rollout):
+                self.learn(rollout, advantages, share)
+                self.update()
         decay = old_policy_decay(self.trainer.global_step, self.old_policy, self.old_policy_ceiling)
         self.bank.blend(OLD, DEFAULT, decay)
         self.log_watched(len(batch))
@@ -183,13 +187,25 @@ class DiffusionNFT(OnlineTraining):
         Returns:
             Clean pictures.
         """
+        with self.bank.using(OLD):
+            return self.explore(batch)
+
+    @torch.no_grad()
+    def explore(self, batch: PromptBatch) -> Rollout:
+        """Make pictures by the rollout's solver and the adapter that is on.
+
+        Args:
+            batch: prompts.
+
+        Returns:
+            Clean pictures.
+        """
         times, keys = self.policy.times(self.how.steps), row_keys(batch)
         parts = []
-        with self.bank.using(OLD):
-            for part in micro_batches(len(batch), self.updates.micro_batch_size):
-                noise = initial_noise(self.policy.latent_shape, self.seed, batch.epoch, keys[part])
-                state = self.policy.from_noise(noise, self.how.steps)
-                parts.append(SOLVERS[self.how.solver](self.field(batch.prompt[part], 1.0), state, times))
+        for part in micro_batches(len(batch), self.updates.micro_batch_size):
+            noise = initial_noise(self.policy.latent_shape, self.seed, batch.epoch, keys[part])
+            state = self.policy.from_noise(noise, self.how.steps)
+            parts.append(SOLVERS[self.how.solver](self.field(batch.prompt[part], 1.0), state, times))
         return self.record(batch, torch.cat(parts), times)
 
     def learn(self, rollout: Rollout, advantages: Tensor, share: Share) -> None:
@@ -252,10 +268,13 @@ class DiffusionNFT(OnlineTraining):
         v = self.policy.velocity(x_t, t, text)
         losses = how.advantage_clip * nft_losses(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
         self.watch("train/old_distance", reference_losses(v, v_old), weights)
-        if how.kl == 0:
+        pull = reward_gradients(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
+        self.watch("train/reward_gradient", how.advantage_clip * pull, weights)
+        if how.kl == 0 and number > 0:
             return losses
+        # Without a weight the distance is only watched, at one time of every picture.
         with torch.no_grad(), self.bank.disabled():
             v_reference = self.policy.velocity(x_t, t, text)
         distance = reference_losses(v, v_reference)
         self.watch("train/kl", distance, weights)
-        return losses + how.kl * distance
+        return losses if how.kl == 0 else losses + how.kl * distance

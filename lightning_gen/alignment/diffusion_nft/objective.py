@@ -22,6 +22,7 @@ __all__ = [
     "nft_losses",
     "old_policy_decay",
     "reference_losses",
+    "reward_gradients",
 ]
 
 OldPolicySchedule = Literal["copy", "ramp", "delayed_ramp"]
@@ -95,6 +96,48 @@ def nft_losses(
     )
     share = optimality.to(exact)
     return (share * plus + (1 - share) * minus) / strength
+
+
+def reward_gradients(
+    v: Tensor,
+    v_old: Tensor,
+    x_t: Tensor,
+    x_0: Tensor,
+    t: Tensor,
+    optimality: Tensor,
+    strength: float,
+    weighting: Weighting = "adaptive",
+) -> Tensor:
+    """How strongly the reward, and nothing else, pulls at the velocity of every picture; for the log.
+
+    |d/dv (l(r) - l(1/2))|, l from :func:`nft_losses`
+
+    Where the old policy is a copy of the trained one, the value of the loss knows nothing of the reward; this does.
+
+    Args:
+        v: trained velocity, float, (B, ...).
+        v_old: velocity of the old policy, same shape.
+        x_t: noised latents.
+        x_0: clean latents.
+        t: time, (B,).
+        optimality: r in [0, 1], (B,).
+        strength: b.
+        weighting: see :func:`nft_losses`.
+
+    Returns:
+        Euclidean norms, (B,), without gradient.
+
+    Source: repository verl-project/verl-omni, issue 568.
+    """
+    here = v.detach().requires_grad_()
+    with torch.enable_grad():
+        losses, without = (
+            nft_losses(here, v_old, x_t, x_0, t, r, strength, weighting)
+            for r in (optimality, torch.full_like(optimality, 0.5))
+        )
+        [gradient] = torch.autograd.grad((losses - without).sum(), here)
+    norms: Tensor = gradient.flatten(1).norm(dim=1)
+    return norms
 
 
 def reference_losses(v: Tensor, v_reference: Tensor) -> Tensor:

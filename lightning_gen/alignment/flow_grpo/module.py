@@ -39,9 +39,10 @@ class StochasticRollout:
         steps: of the grid; all but the last are trained, or a window of them.
         guidance: scale of classifier-free guidance in rollouts and in training; 1 = none.
         kind: how noise enters, ``sde`` or ``cps``.
-        noise_level: a.
+        noise_level: a; or one number for every step of the grid.
         window_size: stochastic and trained steps of a rollout ("Fast"); 0 = all but the last.
-        window: first step and the step after the last one where the window may lie; None = anywhere.
+        window: first step and the step after the last one where the window may lie; None = anywhere, but with ``cps``
+            not at the last step, which is deterministic.
         same_noise: whether all members of a group begin with the same noise.
 
     Raises:
@@ -53,15 +54,29 @@ class StochasticRollout:
     steps: int = 10
     guidance: float = 4.5
     kind: Kind = "sde"
-    noise_level: float = 0.7
+    noise_level: float | tuple[float, ...] = 0.7
     window_size: int = 0
     window: tuple[int, int] | None = None
     same_noise: bool = False
 
     def __post_init__(self) -> None:
-        stochastic_steps(self.steps, self.window_size, self.window)
-        if self.stochasticity().noise_level == 0:
-            raise ValueError("noise_level is 0: a deterministic rollout has no likelihood to learn from")
+        stochastic_steps(self.steps, self.window_size, self.where)
+        trained = set(stochastic_steps(self.steps)) if self.window_size == 0 else set(range(*self.where))
+        silent = [step for step in sorted(trained) if self.stochasticity().level(step, self.steps) == 0]
+        if silent:
+            raise ValueError(
+                f"noise_level is 0 at step {silent[0]}: a deterministic step has no likelihood to learn from"
+            )
+        if self.kind == "cps" and self.window_size and self.where[1] == self.steps:
+            raise ValueError(
+                f"window {self.window} reaches the last of {self.steps} steps, which is deterministic with cps: end it "
+                f"at {self.steps - 1}"
+            )
+
+    @property
+    def where(self) -> tuple[int, int]:
+        """First step, and the step after the last one, where the window may lie."""
+        return self.window or (0, self.steps - 1 if self.kind == "cps" else self.steps)
 
     def stochasticity(self) -> Stochasticity:
         """How noise enters."""
@@ -81,7 +96,7 @@ class FlowGRPO(OnlineTraining):
         rollout: how pictures are made to learn from.
         clip: c, range of the ratio; 1e-4 published, 1e-5 without guidance.
         advantage_clip: largest advantage.
-        kl: beta; 0 = no reference.
+        kl: beta; 0 = the divergence is only watched, at one step of every rollout.
         kl_form: ``published``, which its weights are tuned to, or ``exact``.
         advantages: how rewards become advantages.
         updates: how a rollout is learned from; published: two optimiser steps.
@@ -130,12 +145,15 @@ class FlowGRPO(OnlineTraining):
 
         Source: arXiv:2505.05470 algorithm 1.
         """
-        rollout = self.sample(batch)
-        scores = self.score(rollout)
+        with self.timed("sampling"):
+            rollout = self.sample(batch)
+        with self.timed("scoring"):
+            scores = self.score(rollout)
         advantages = self.advantages(scores, rollout)
-        for share in self.updates_of(advantages, rollout):
-            self.learn(rollout, advantages, share)
-            self.update()
+        with self.timed("training"):
+            for share in self.updates_of(advantages, rollout):
+                self.learn(rollout, advantages, share)
+                self.update()
         self.log_watched(len(batch))
 
     @torch.no_grad()
@@ -149,7 +167,7 @@ class FlowGRPO(OnlineTraining):
             Pictures and the trained steps.
         """
         how, shape, times = self.how, self.policy.latent_shape, self.policy.times(self.how.steps)
-        steps = stochastic_steps(how.steps, how.window_size, how.window, self.seed, self.trainer.global_step)
+        steps = stochastic_steps(how.steps, how.window_size, how.where, self.seed, self.trainer.global_step)
         keys = row_keys(batch)
         parts = []
         for part in micro_batches(len(batch), self.updates.micro_batch_size):
@@ -192,23 +210,31 @@ class FlowGRPO(OnlineTraining):
         """
         walk = rollout.trajectory
         assert walk is not None
-        transition = self._transition(rollout, rows, place)
+        v = self._velocity(rollout, rows, place)
+        transition = self._transition(rollout, rows, place, v)
         log_prob = self.how.stochasticity().log_prob(walk.actions[rows, place], transition)
         ratio = probability_ratio(log_prob, walk.log_probs[rows, place])
         losses = policy_losses(ratio, advantages[rows], self.clip, self.advantage_clip)
         self.watch("train/clipped", is_clipped(ratio, self.clip), weights)
-        if self.kl == 0:
+        # Down to the velocity only, which costs nothing beside the network.
+        [pull] = torch.autograd.grad(losses.sum(), v, retain_graph=True)
+        self.watch("train/reward_gradient", pull.flatten(1).norm(dim=1), weights)
+        if self.kl == 0 and place + 1 < len(rollout.steps):
             return losses
+        # Without a weight the divergence is only watched, at the last trained step, where it is largest.
         with torch.no_grad(), self.bank.disabled():
-            reference = self._transition(rollout, rows, place)
+            reference = self._transition(rollout, rows, place, self._velocity(rollout, rows, place))
         divergence = gaussian_divergence(transition, reference, self.kl_form)
         self.watch("train/kl", divergence, weights)
-        return losses + self.kl * divergence
+        return losses if self.kl == 0 else losses + self.kl * divergence
 
-    def _transition(self, rollout: Rollout, rows: Tensor, place: int) -> Transition:
+    def _velocity(self, rollout: Rollout, rows: Tensor, place: int) -> Tensor:
         assert rollout.trajectory is not None
-        step = rollout.steps[place]
-        state = rollout.trajectory.states[rows, place]
         prompts: Sequence[str] = [rollout.prompts[row] for row in rows.tolist()]
-        v = self.field(prompts, self.how.guidance)(state, float(rollout.times[step]))
-        return self.how.stochasticity().transition(state, v, rollout.times, step)
+        field = self.field(prompts, self.how.guidance)
+        return field(rollout.trajectory.states[rows, place], float(rollout.times[rollout.steps[place]]))
+
+    def _transition(self, rollout: Rollout, rows: Tensor, place: int, v: Tensor) -> Transition:
+        assert rollout.trajectory is not None
+        state = rollout.trajectory.states[rows, place]
+        return self.how.stochasticity().transition(state, v, rollout.times, rollout.steps[place])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_gen.autoencoders.muse.convert import Settings, read_model, write_folder
@@ -84,7 +85,7 @@ class MuseCodec(MetaModule):
         self.prepare_network(
             self.network,
             build.seed,
-            doors=("encode", "decode", "understand"),
+            doors=("encode", "decode", "understand", "embed"),
             activation_checkpointing=build.activation_checkpointing,
             compile_blocks=build.compile_blocks,
         )
@@ -97,7 +98,7 @@ class MuseCodec(MetaModule):
             self._start_decoder(str(build.decoder_source))
 
     def _start_from(self, source: str) -> None:
-        state = _averaged(source) or read_model(source)[1]
+        state = _averaged(source) or _read(source)[1]
         plain = {key.removeprefix("network."): x for key, x in state.items()}
         if self._trainer is not None and not self.fitting:
             # A model that is only used must be the whole model.
@@ -131,7 +132,8 @@ class MuseCodec(MetaModule):
         """A model ready to encode and decode, in eval mode, gradients off.
 
         Args:
-            source: folder that ``save_pretrained`` wrote, a published ``pytorch_model.bin``, or a hub id.
+            source: folder that ``save_pretrained`` wrote, a published ``pytorch_model.bin``, or a hub id. What is dead
+                or not wanted in published weights is logged.
 
         Returns:
             The model on the CPU.
@@ -140,7 +142,7 @@ class MuseCodec(MetaModule):
             MissingWeightsError: the weights cannot be found or fetched.
             ValueError: the files are damaged or belong to another kind of model.
         """
-        settings, state, _ = read_model(source)
+        settings, state = _read(source)
         model = cls._of(settings)
         model.settings = settings
         require_fit(model.network, state, source)
@@ -270,8 +272,18 @@ def _as_pictures(images: Tensor | Tokens) -> list[Tensor]:
     return unpatchify(images) if isinstance(images, Tokens) else list(images)
 
 
+def _read(source: str) -> tuple[Settings, dict[str, Tensor]]:
+    settings, state, report = read_model(source)
+    if report is not None:
+        rank_zero_info(f"{source}: published weights\n{report}")
+    return settings, state
+
+
 def _averaged(source: str) -> dict[str, Tensor] | None:
     """The averaged weights of a training run where it has one average, else the raw ones; None = no training run."""
+    path = Path(source)
+    if path.is_file() and path.suffix != ".ckpt":  # published weights
+        return None
     state = read_training_state(source)
     if state is None:
         return None

@@ -27,11 +27,13 @@ from lightning_gen.autoencoders.muse.network import (
 from lightning_gen.backbones.intern_vit import InternViTShape, intern_vit_from_original, intern_vit_to_original
 from lightning_gen.backbones.weights import MissingWeightsError, fetch_files, read_config
 from lightning_gen.training.safe_reading import load_plain
+from lightning_gen.training.weights import require_fit
 
 __all__ = [
     "ImportReport",
     "Settings",
     "from_published",
+    "import_published",
     "infer_shape",
     "read_model",
     "report_on",
@@ -255,6 +257,32 @@ def read_model(source: str) -> tuple[Settings, dict[str, Tensor], ImportReport |
         settings = Settings(infer_shape(state), "official", "last", "last", 3)
         return settings, state, report_on(published, settings)
     return (*_read_folder(source), None)
+
+
+def import_published(source: str, folder: str | Path) -> ImportReport:
+    """Turn published weights into a folder of ours.
+
+    Args:
+        source: ``.bin`` file, its folder, or hub id.
+        folder: where to.
+
+    Returns:
+        What is dead, missing or not wanted.
+
+    Raises:
+        MissingWeightsError: nothing of the kind is there.
+        ValueError: it is damaged, incomplete, or a folder of ours already.
+    """
+    settings, state, report = read_model(source)
+    if report is None:
+        raise ValueError(f"{source} is no published MUSE but a folder that this package wrote: use it as it is")
+    with torch.device("meta"):
+        network = MuseNetwork(settings.shape)
+    wanted = network.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if name in wanted}
+    require_fit(network, kept, source)
+    write_folder(Path(folder), settings, kept)
+    return report
 
 
 def _published_on_hub(source: str) -> Path | None:

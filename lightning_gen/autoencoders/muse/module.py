@@ -17,6 +17,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_gen.autoencoders.accumulation import Part, check_accumulate, ranks_wait, split_step
 from lightning_gen.autoencoders.muse.codec import RANDOM, Building, imagenet_pixels
 from lightning_gen.autoencoders.muse.convert import Settings, revive_shape
 from lightning_gen.autoencoders.muse.curriculum import (
@@ -29,8 +30,10 @@ from lightning_gen.autoencoders.muse.discriminator import PatchDiscriminator
 from lightning_gen.autoencoders.muse.evaluation import Measured, MuseEvaluation
 from lightning_gen.autoencoders.muse.network import Layers, MuseNetwork, MuseOutput, MuseShape, Routing
 from lightning_gen.autoencoders.muse.objective import (
+    Contrast,
     Heads,
     Psi,
+    contrast_of_step,
     contrastive_loss,
     generator_objective,
     reconstruction_loss,
@@ -70,7 +73,7 @@ class Muse(MuseEvaluation):
     total = L_rec + w_perc L_perc + w_g L_G + w_topo L_topo + w_itc L_itc
 
     It steps its own optimisers (generator, and discriminator where a stage uses it), so the trainer's
-    ``gradient_clip_val`` and ``accumulate_grad_batches`` stay at their defaults; ``clip`` is here.
+    ``gradient_clip_val`` and ``accumulate_grad_batches`` stay at their defaults; ``clip`` and ``accumulate`` are here.
     ``trainer.max_steps`` counts steps of the generator.
 
     Args:
@@ -96,6 +99,9 @@ class Muse(MuseEvaluation):
         weight_decay: of AdamW, on matrices that are no norms or embeddings.
         eight_bit: keep AdamW's moments in 8 bits (bitsandbytes, CUDA).
         clip: largest norm of the gradients of the generator and of the discriminator.
+        accumulate: parts in which the pictures of a step are gone through, for less memory; the step is the same as
+            with one part: the contrast and LeCam see all of them, for which encoder, blocks and discriminator run once
+            more. ``data.global_batch_size`` counts the whole step.
         activation_checkpointing: recompute blocks in the backward pass to save memory.
         compile_blocks: torch.compile every block.
         init_from: start from these weights: a checkpoint of the previous stage (its average, if it holds one), an
@@ -138,6 +144,7 @@ class Muse(MuseEvaluation):
         weight_decay: float = 1e-4,
         eight_bit: bool = False,
         clip: float = 1.0,
+        accumulate: int = 1,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         init_from: str | None = None,
@@ -158,7 +165,7 @@ class Muse(MuseEvaluation):
         self.gather_negatives, self.clamp_logit_scale = gather_negatives, clamp_logit_scale
         self.stages, self.start = stages, start
         self.teacher, self.perceptual = teacher, perceptual
-        self.lecam_weight, self.clip = lecam_weight, clip
+        self.lecam_weight, self.clip, self.accumulate = lecam_weight, clip, check_accumulate(accumulate)
         self.betas, self.weight_decay, self.eight_bit = tuple(betas), weight_decay, eight_bit
         self._remember(discriminator_width)
         self.discriminator: PatchDiscriminator | None = None
@@ -294,24 +301,43 @@ class Muse(MuseEvaluation):
         Source: arXiv:2605.05646 (training), code of its trainers.
         """
         stage, step = self._stage()
-        images = self._pictures(batch)
-        output = self._forward(images, stage)
-        terms = self.loss_terms(output, images, batch, stage)
+        parts = split_step(batch, self._pictures(batch), self.accumulate)
+        contrast = self._contrast(parts, batch) if len(parts) > 1 and stage.trains_semantics else None
         is_adversarial = stage.uses_discriminator and step >= stage.discriminator_start
+        optimizer = _several(self.optimizers())[0]
+        optimizer.zero_grad()
+        seen: dict[str, Tensor] = {}
+        made: list[Tensor] = []
+        for number, part in enumerate(parts):
+            output = self._forward(part.images, stage)
+            terms = self.loss_terms(output, part.images, part.batch, stage, contrast, part)
+            if is_adversarial:
+                terms["adversarial"] = self._adversarial(output.images)
+                made.append(output.images.detach())
+            loss = generator_objective(terms, _weights(stage))
+            with ranks_wait(self, number + 1 < len(parts)):
+                self.manual_backward(part.share * loss)
+            for name, value in {**terms, "loss": loss}.items():
+                mean = part.share * value.detach()
+                seen[name] = seen[name] + mean if name in seen else mean
+        self._step_generator(optimizer)
         if is_adversarial:
-            terms["adversarial"] = self._adversarial(output.images)
-        loss = generator_objective(terms, _weights(stage))
-        self._step_generator(loss)
-        if is_adversarial:
-            self._step_discriminator(images, output.images.detach(), len(batch))
+            seen["discriminator"] = self._step_discriminator(parts, made)
         self._step_schedules()
-        for name, term in terms.items():
-            self.log(f"train/{name}", term.detach(), batch_size=len(batch))
+        for name, value in seen.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
         self.log("train/stage", float(stage.kind), batch_size=len(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss.detach()
+        return seen["loss"]
 
-    def loss_terms(self, output: MuseOutput, images: Tensor, batch: ImageBatch, stage: Stage) -> dict[str, Tensor]:
+    def loss_terms(
+        self,
+        output: MuseOutput,
+        images: Tensor,
+        batch: ImageBatch,
+        stage: Stage,
+        contrast: Contrast | None = None,
+        part: Part | None = None,
+    ) -> dict[str, Tensor]:
         """The terms of the loss without the adversarial one, unweighted.
 
         Args:
@@ -319,6 +345,8 @@ class Muse(MuseEvaluation):
             images: (B, 3, H, W) in [-1, 1], as the network saw them.
             batch: its captions.
             stage: decides which terms there are.
+            contrast: of the whole step, where the batch is a part of one; None = that of the batch.
+            part: which part.
 
         Returns:
             Scalars by name: reconstruction, perceptual, structure, semantics.
@@ -332,7 +360,10 @@ class Muse(MuseEvaluation):
         if stage.structure_weight > 0:
             terms["structure"] = self._structure(output, images)
         if stage.trains_semantics:
-            terms["semantics"] = self._semantics(output, batch)
+            if contrast is not None and part is not None:
+                terms["semantics"] = contrast.part(output.embeddings, output.temperature, part.rows, part.share)
+            else:
+                terms["semantics"] = self._semantics(output, batch)
         return terms
 
     def _structure(self, output: MuseOutput, images: Tensor) -> Tensor:
@@ -344,7 +375,18 @@ class Muse(MuseEvaluation):
         )
         return structure_loss(target, output.attentions, self.topo_heads)
 
-    def _semantics(self, output: MuseOutput, batch: ImageBatch) -> Tensor:
+    def _contrast(self, parts: Sequence[Part], batch: ImageBatch) -> Contrast:
+        """The contrast of a step in parts: a part alone does not know the captions of the others."""
+        text = self._texts(batch)
+        found: list[list[Tensor]] = []
+        with torch.no_grad():
+            for part in parts:
+                embeddings, temperature = self.network.embed(imagenet_pixels(part.images))
+                found.append(embeddings)
+        layers = [torch.cat(layer) for layer in zip(*found, strict=True)]
+        return contrast_of_step(layers, text.to(layers[0].dtype), temperature, self.gather_negatives)
+
+    def _texts(self, batch: ImageBatch) -> Tensor:
         assert self.text is not None
         if len(batch.caption) != len(batch) or not any(batch.caption):
             raise ValueError(
@@ -352,7 +394,10 @@ class Muse(MuseEvaluation):
                 "captions (TextImageDataModule; files NAME.txt, or 'caption' in NAME.json, beside the pictures), or "
                 f"set semantic_weight to 0 (keys {', '.join(batch.key[:3])})"
             )
-        text = self.text.embed(batch.caption, self.device)
+        return self.text.embed(batch.caption, self.device)
+
+    def _semantics(self, output: MuseOutput, batch: ImageBatch) -> Tensor:
+        text = self._texts(batch)
         losses = [
             contrastive_loss(embedding, text.to(embedding.dtype), output.temperature, self.gather_negatives)
             for embedding in output.embeddings
@@ -372,10 +417,7 @@ class Muse(MuseEvaluation):
         self.discriminator.requires_grad_(True)
         return loss
 
-    def _step_generator(self, loss: Tensor) -> None:
-        optimizer = _several(self.optimizers())[0]
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+    def _step_generator(self, optimizer: Any) -> None:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
         optimizer.step()
         if self.clamp_logit_scale:
@@ -388,23 +430,48 @@ class Muse(MuseEvaluation):
             for scheduler in _several(self.lr_schedulers()):
                 scheduler.step()
 
-    def _step_discriminator(self, real: Tensor, fake: Tensor, batch_size: int) -> None:
+    def _step_discriminator(self, parts: Sequence[Part], made: Sequence[Tensor]) -> Tensor:
+        """A step of the discriminator; gives its hinge loss."""
         assert self.discriminator is not None and self.lecam is not None
         # Not through Lightning's wrapper, which would count this as another step of the run.
         optimizer: Any = _several(self.optimizers(use_pl_optimizer=False))[1]
         optimizer.zero_grad()
-        logits = self.discriminator(torch.cat([unit_range(real), unit_range(fake)]))
-        of_real, of_fake = logits.float().chunk(2)
-        hinge = hinge_discriminator_loss(of_real, of_fake)
-        loss = hinge + self.lecam_weight * self.lecam(of_real, of_fake)
-        loss.backward()
+        slopes = self._lecam_slopes(parts, made) if len(parts) > 1 else None
+        total = made[0].new_zeros(())
+        for part, fake in zip(parts, made, strict=True):
+            of_real, of_fake = self._judged(part.images, fake)
+            hinge = hinge_discriminator_loss(of_real, of_fake)
+            if slopes is None:
+                penalty = self.lecam(of_real, of_fake)
+            else:
+                penalty = slopes[0] * of_real.mean() + slopes[1] * of_fake.mean()
+            (part.share * (hinge + self.lecam_weight * penalty)).backward()
+            total = total + part.share * hinge.detach()
         for parameter in self.discriminator.parameters():
             if parameter.grad is not None:
                 parameter.grad = mean_over_ranks(parameter.grad)
         torch.nn.utils.clip_grad_norm_(self.discriminator.parameters(), self.clip)
         optimizer.step()
         optimizer.zero_grad()
-        self.log("train/discriminator", hinge.detach(), batch_size=batch_size)
+        return total
+
+    def _judged(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.discriminator is not None
+        logits: Tensor = self.discriminator(torch.cat([unit_range(real), unit_range(fake)]))
+        of_real, of_fake = logits.float().chunk(2)
+        return of_real, of_fake
+
+    @torch.no_grad()
+    def _lecam_slopes(self, parts: Sequence[Part], made: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Derivatives of LeCam's penalty by the mean logits of a whole step, real and made: it squares these means."""
+        assert self.lecam is not None
+        means = torch.zeros(2, device=self.device)
+        for part, fake in zip(parts, made, strict=True):
+            logits = self._judged(part.images, fake)
+            means = means + part.share * torch.stack([side.mean() for side in logits])
+        with torch.enable_grad():
+            leaves = [mean.requires_grad_() for mean in means.unbind()]
+            return torch.autograd.grad(self.lecam(*leaves), leaves)
 
     def _stage(self) -> tuple[Stage, int]:
         """The stage of this step; on the first step of a later one, everything begins anew but the weights."""
@@ -470,11 +537,11 @@ class Muse(MuseEvaluation):
             batch: a training batch.
 
         Returns:
-            ``rec``, and ``topo`` and ``itc`` where the stage has them.
+            ``rec``, and ``topo`` and ``itc`` where the stage has them; of a step in parts those of the first part.
         """
         number, _ = locate_stage(self.stages, self.trainer.global_step)
-        images = self._pictures(batch)
-        terms = self.loss_terms(self._forward(images, self.stages[number]), images, batch, self.stages[number])
+        stage, part = self.stages[number], split_step(batch, self._pictures(batch), self.accumulate)[0]
+        terms = self.loss_terms(self._forward(part.images, stage), part.images, part.batch, stage)
         names = {"reconstruction": "rec", "structure": "topo", "semantics": "itc"}
         return {names[name]: term for name, term in terms.items() if name in names}
 

@@ -293,6 +293,19 @@ class MuseNetwork(nn.Module):
         last = outputs[-1]
         return last.semantic, self._embedding(last.semantic), _map(last.hidden, grid)
 
+    def embed(self, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What is contrasted with text in training, without decoding anything.
+
+        Args:
+            pixels: as in ``forward``.
+
+        Returns:
+            Embeddings and temperature of ``forward``.
+        """
+        _, outputs = self._stream(pixels, True)
+        contrasted = outputs if self.itc_layers == "all" else outputs[-1:]
+        return [self._embedding(output.semantic) for output in contrasted], self.temperature()
+
     def _stream(self, pixels: Tensor, train_encoder: bool) -> tuple[tuple[int, int], list[BlockOutput]]:
         patch = self.shape.encoder.patch
         with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):

@@ -7,7 +7,7 @@ height and width in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from lightning_gen.nn.ranks import gather_over_ranks
 
 __all__ = [
+    "Contrast",
     "Grid",
     "Heads",
     "Psi",
+    "contrast_of_step",
     "contrastive_loss",
     "generator_objective",
     "reconstruction_loss",
@@ -141,6 +143,62 @@ def contrastive_loss(image: Tensor, text: Tensor, temperature: Tensor, gather: b
     by_image = F.cross_entropy(temperature * image @ texts.T, target)
     by_text = F.cross_entropy(temperature * text @ images.T, target)
     return (by_image + by_text) / 2
+
+
+class Contrast(NamedTuple):
+    """The contrast of a whole step, for steps that are taken in parts.
+
+    Attributes:
+        value: L_itc, a mean over the supervised layers.
+        slopes: dL / de, (B, E), of every supervised layer.
+        warmth: dL / ds, of the temperature.
+    """
+
+    value: Tensor
+    slopes: tuple[Tensor, ...]
+    warmth: Tensor
+
+    def part(self, embeddings: Sequence[Tensor], temperature: Tensor, rows: slice, share: float) -> Tensor:
+        """The loss as a part of the step learns from it.
+
+        L_part = sum over layers of <e[rows], dL / de[rows]> / share + <s, dL / ds> + constant: the parts, weighted with
+        their shares, have the gradient of L.
+
+        Args:
+            embeddings: e[rows] of the supervised layers, with their graph.
+            temperature: s.
+            rows: which rows of the step the part has.
+            share: of the images of the step.
+
+        Returns:
+            Scalar of the value L.
+
+        Source: arXiv:2101.06983 section 3.2 (gradient cache).
+        """
+        pairs = zip(embeddings, self.slopes, strict=True)
+        product = torch.stack([(own * slope[rows]).sum() for own, slope in pairs]).sum() / share
+        product = product + (temperature * self.warmth).sum()
+        return product - product.detach() + self.value
+
+
+def contrast_of_step(embeddings: Sequence[Tensor], text: Tensor, temperature: Tensor, gather: bool = True) -> Contrast:
+    """L_itc of all images of a step, and its gradients as numbers.
+
+    Args:
+        embeddings: e of every supervised layer, (B, E), constants.
+        text: t, unit vectors, (B, E).
+        temperature: s, a constant.
+        gather: see ``contrastive_loss``.
+
+    Returns:
+        The contrast, for the parts of the step.
+    """
+    with torch.enable_grad():
+        leaves = [embedding.detach().requires_grad_() for embedding in embeddings]
+        warmth = temperature.detach().requires_grad_()
+        loss = torch.stack([contrastive_loss(leaf, text, warmth, gather) for leaf in leaves]).mean()
+        *slopes, warm = torch.autograd.grad(loss, [*leaves, warmth])
+    return Contrast(loss.detach(), tuple(slopes), warm)
 
 
 def unit_range(images: Tensor) -> Tensor:

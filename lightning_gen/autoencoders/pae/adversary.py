@@ -35,12 +35,26 @@ class Heard(NamedTuple):
     """The adversarial loss as the auto-encoder hears it.
 
     Attributes:
-        value: -mean D(x^), without gradient.
-        loss: a scalar of the same value whose gradient reaches the pictures and not the discriminator.
+        value: L = -mean D(x^), without gradient.
+        slope: dL / dx^, (B, 3, H, W), numbers.
     """
 
     value: Tensor
-    loss: Tensor
+    slope: Tensor
+
+    def loss(self, images: Tensor) -> Tensor:
+        """The loss of the pictures that it was heard of.
+
+        L = <x^, dL / dx^> + constant
+
+        Args:
+            images: x^, with their graph.
+
+        Returns:
+            A scalar of the value L, whose gradient reaches the pictures and not the discriminator.
+        """
+        product = (images * self.slope).sum()
+        return product - product.detach() + self.value
 
 
 def build_discriminator(adversary: Adversary) -> FeatureDiscriminator:
@@ -65,7 +79,7 @@ def build_discriminator(adversary: Adversary) -> FeatureDiscriminator:
 def hear(discriminator: nn.Module, adversary: Adversary, images: Tensor, draws: Draws) -> Heard:
     """What the discriminator says about reconstructions.
 
-    L = -mean D(T(x^)),  loss = <x^, dL / dx^> + constant
+    L = -mean D(T(x^))
 
     The gradient stops at the pictures and goes on from there as a number, so that not a trace of it reaches the
     discriminator's own gradients, whatever shards or reduces them.
@@ -77,15 +91,14 @@ def hear(discriminator: nn.Module, adversary: Adversary, images: Tensor, draws: 
         draws: keys of the augmentation.
 
     Returns:
-        Value and loss.
+        Value and slope.
 
     Source: arXiv:1705.02894 eq. 6; augmentation arXiv:2006.10738 eq. 5.
     """
     leaf = images.detach().requires_grad_()
     value = generator_loss(discriminator(adversary.augment(leaf, draws.seed, "generator", draws.epoch, draws.samples)))
     (slope,) = torch.autograd.grad(value, leaf)
-    product = (images * slope).sum()
-    return Heard(value.detach(), product - product.detach() + value.detach())
+    return Heard(value.detach(), slope)
 
 
 def critic_loss(discriminator: nn.Module, adversary: Adversary, real: Tensor, made: Tensor, draws: Draws) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lightning_gen.autoencoders.pae.network import PAENetwork
+from lightning_gen.autoencoders.pae.prior import require_prior
 from lightning_gen.autoencoders.pae.variants import DECODERS, PAEShape, Stack
 from lightning_gen.backbones.patch_features import PatchEncoder
 from lightning_gen.backbones.weights import MissingWeightsError, read_config
@@ -271,7 +272,7 @@ def import_published(
         What was loaded, what is missing, what is dead.
 
     Raises:
-        ValueError: the checkpoint holds something else.
+        ValueError: the checkpoint holds something else, or was trained with another encoder.
     """
     content = load_plain(Path(file).expanduser())
     state = content.get(key) if isinstance(content, dict) else None
@@ -288,6 +289,7 @@ def import_published(
     report = ImportReport(tuple(loaded), missing, prior, (*dead, *unknown))
     if missing or wrong:
         raise ValueError(f"{file} does not fit: {report}; of another shape: {', '.join(wrong[:5]) or 'none'}")
+    require_prior(encoder, shape)
     write_folder(Path(folder), shape, encoder, loaded)
     return report
 

@@ -186,6 +186,22 @@ class FeatureDiscriminator(nn.Module):
         """The heads."""
         yield from self.heads
 
+    def singular_vectors(self) -> list[Tensor]:
+        """Where power iteration stands, of every convolution; copies."""
+        return [layer.u.clone() for layer in self._convolutions()]
+
+    def rewind(self, vectors: list[Tensor]) -> None:
+        """Put power iteration back, so that the parts of a step see the same matrices.
+
+        Args:
+            vectors: what ``singular_vectors`` gave.
+        """
+        for layer, vector in zip(self._convolutions(), vectors, strict=True):
+            layer.u.copy_(vector)
+
+    def _convolutions(self) -> Iterator[SpectralConv1d]:
+        return (module for module in self.heads.modules() if isinstance(module, SpectralConv1d))
+
     def forward(self, images: Tensor) -> Tensor:
         """Judge pictures; gradients flow to them.
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from lightning_gen.autoencoders.pae.adversary import Draws, build_discriminator, critic_loss, hear, stay_silent
+from lightning_gen.autoencoders.accumulation import Part, check_accumulate, ranks_wait, split_step
+from lightning_gen.autoencoders.pae.adversary import Draws, Heard, build_discriminator, critic_loss, hear, stay_silent
 from lightning_gen.autoencoders.pae.codec import Building, PAECodec, as_pictures, encoder_of, needs_of_network
 from lightning_gen.autoencoders.pae.discriminator import FeatureDiscriminator
 from lightning_gen.autoencoders.pae.network import Decoded, PAENetwork
@@ -39,7 +40,7 @@ from lightning_gen.data.batches import ImageBatch
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.lpips import LPIPS
-from lightning_gen.nn.adversarial import adaptive_weight
+from lightning_gen.nn.adversarial import adaptive_weight, balancing_weight, gradient_at
 from lightning_gen.nn.latent_maps import fill_up
 from lightning_gen.nn.tokens import Tokens, unpatchify
 from lightning_gen.training.needs import ModelNeeds, WeightNeed
@@ -53,6 +54,15 @@ __all__ = ["PAE"]
 
 _RAE_OPTIMIZER = AdamW(learning_rate=2e-4, betas=(0.9, 0.95), weight_decay=0.0)
 _RAE_SCHEDULE = WarmupCosine(warmup_fraction=0.04, final_learning_rate=2e-5, start_learning_rate=0.0)
+_LARGEST_VF = 1e8
+
+
+class _Balance(NamedTuple):
+    """Adaptive weights of a whole step; None = the step is one part, which finds them itself."""
+
+    adversarial: Tensor | None = None
+    vf: Tensor | None = None
+    heard: Sequence[Heard] = ()
 
 
 class PAE(PAECodec):
@@ -60,6 +70,9 @@ class PAE(PAECodec):
 
     z = P(DAM(x, H));  x_r, x_m, x_l = D(z), D(z_m), D(z_l)
     L = L_1 + LPIPS + 0.5 GAN + 0.2 SSR + 0.5 MCR + 1.0 SCR
+
+    It steps its own optimisers, so the trainer's ``gradient_clip_val`` and ``accumulate_grad_batches`` stay at their
+    defaults; ``gradient_clip`` and ``accumulate`` are here.
 
     Plain, KL and VF auto-encoders of the same architecture, which the paper compares with, are settings: all three
     weights of ``losses`` at 0; with them ``shape.latent: kl`` and ``losses.kl: 1e-6``; with them ``losses.vf: 0.1``.
@@ -80,6 +93,9 @@ class PAE(PAECodec):
         schedule: warm-up and cosine; the same.
         gradient_clip: largest gradient norm of either optimiser; None = off. (Lightning's own clipping does not work
             with two optimisers.)
+        accumulate: parts in which the pictures of a step are gone through, for less memory; the step is the same as
+            with one part where ``adversary.group`` divides the parts. ``data.global_batch_size`` counts the whole step.
+            With an adaptive weight the parts are decoded once more.
         activation_checkpointing: recompute blocks in the backward pass to save memory.
         compile_blocks: torch.compile every block.
         init_from: start from these weights (folder or checkpoint); tensors that do not fit are reported and left at
@@ -108,6 +124,7 @@ class PAE(PAECodec):
         optimizer: AdamW = _RAE_OPTIMIZER,
         schedule: WarmupCosine = _RAE_SCHEDULE,
         gradient_clip: float | None = None,
+        accumulate: int = 1,
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         init_from: str | None = None,
@@ -124,6 +141,7 @@ class PAE(PAECodec):
         self.structure, self.cascade, self.semantics = structure, cascade, semantics
         self.lpips_vgg, self.adversary = lpips_vgg, adversary
         self.optimizer, self.schedule, self.gradient_clip, self.seed = optimizer, schedule, gradient_clip, seed
+        self.accumulate = check_accumulate(accumulate)
         self.discriminator: FeatureDiscriminator | None = None
         if losses.adversarial > 0 and adversary is not None:
             with torch.device("meta"):
@@ -158,7 +176,8 @@ class PAE(PAECodec):
         if losses.adversarial > 0 and adversary:
             need = encoder_of(dict(adversary)["encoder"]).need()
             weights += [] if need is None else [need]
-        return dataclasses.replace(found, weights=tuple(weights))
+        kept = found.activation_bytes_per_token / max(1, int(init_args.get("accumulate") or 1))
+        return dataclasses.replace(found, activation_bytes_per_token=kept, weights=tuple(weights))
 
     def configure_model(self) -> None:
         """Shard, materialise and fill both networks; does nothing the second time."""
@@ -236,23 +255,94 @@ class PAE(PAECodec):
 
         Source: arXiv:2605.07915 sections 3.2 to 3.4, eqs. 2 to 6.
         """
-        images = as_pictures(batch.images)
-        prior = look(self.encoder, fill_up(images, self.shape.patch), grid_of(images, self.shape.patch))
-        decoded = self.network(
-            prior.pixels, prior.features, prior.grid, self._perturb(batch), self._noise(batch, prior)
-        )
-        terms = self.loss_terms(decoded, images, prior)
-        weighted = {name: self._weight(name) * term for name, term in terms.items()}
+        parts = split_step(batch, as_pictures(batch.images), self.accumulate)
+        balance = self._balance(parts) if len(parts) > 1 else _Balance()
+        iterated = [] if self.discriminator is None else self.discriminator.singular_vectors()
+        for optimizer in self._optimizers():
+            optimizer.zero_grad()
+        seen: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            if self.discriminator is not None and number > 0:
+                self.discriminator.rewind(iterated)
+            loss, critic, found = self._losses_of(part, balance, number)
+            with ranks_wait(self, number + 1 < len(parts)):
+                self._backward(part.share * loss, None if critic is None else part.share * critic)
+            for name, value in {**found, "loss": loss}.items():
+                mean = part.share * value.detach()
+                seen[name] = seen[name] + mean if name in seen else mean
+        self._step()
+        for name, value in seen.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch))
+        return seen["loss"]
+
+    def _losses_of(self, part: Part, balance: _Balance, number: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Loss of the auto-encoder, loss of the discriminator, and what is logged, of a part of a step."""
+        prior, decoded = self._decoded(part, moved=True)
+        found = self.loss_terms(decoded, part.images, prior)
+        weighted = self._weighted(found)
         loss = torch.stack(list(weighted.values())).sum()
-        if self.losses.vf > 0:
-            loss = loss + self._alignment(decoded, prior, weighted, batch)
-        judged, critic = self._adversarial(decoded, images, weighted, batch)
-        loss = loss + judged
-        self._step(loss, critic)
-        for name, term in terms.items():
-            self.log(f"train/{name}", term.detach(), batch_size=len(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
-        return loss.detach()
+        if decoded.aligned is not None:
+            found["vf"], weight = vision_foundation_loss(decoded.aligned, prior.features), balance.vf
+            if weight is None:
+                last = self.network.projector.convolution.weight
+                weight = adaptive_weight(_reconstruction(weighted), found["vf"], last, _LARGEST_VF)
+            loss = loss + self.losses.vf * weight * found["vf"]
+        made = _signed(decoded, part.images)
+        if self._hears():
+            heard = balance.heard[number] if balance.heard else self._hear(made, part.batch)
+            judged, weight = heard.loss(made), balance.adversarial
+            if weight is None:
+                assert self.adversary is not None
+                maximum = self.adversary.maximum
+                weight = adaptive_weight(_reconstruction(weighted), judged, decoded.last_layer, maximum)
+            loss = loss + self.losses.adversarial * weight * judged
+            found |= {"adversarial": heard.value, "adversarial_weight": weight}
+        critic = self._criticism(made, part)
+        if critic is not None and self._criticises():
+            found["discriminator"] = critic
+        return loss, critic, found
+
+    def _decoded(self, part: Part, moved: bool) -> tuple[Prior, Decoded]:
+        """A pass through the network, with or without latents that MCR moves."""
+        images, patch = part.images, self.shape.patch
+        prior = look(self.encoder, fill_up(images, patch), grid_of(images, patch))
+        perturb = self._perturb(part.batch) if moved else None
+        noise = self._noise(part.batch, prior)
+        decoded: Decoded = self.network(prior.pixels, prior.features, prior.grid, perturb, noise)
+        return prior, decoded
+
+    def _balance(self, parts: Sequence[Part]) -> _Balance:
+        """Adaptive weights of a step in parts: lengths of gradients that are summed over the parts first."""
+        if not self._hears() and self.losses.vf == 0:
+            return _Balance()
+        iterated = [] if self.discriminator is None else self.discriminator.singular_vectors()
+        sums: dict[str, Tensor] = {}
+        heard: list[Heard] = []
+        for number, part in enumerate(parts):
+            prior, decoded = self._decoded(part, moved=False)
+            whole = _reconstruction(self._weighted(self.loss_terms(decoded, part.images, prior)))
+            pairs: dict[str, tuple[Tensor, Tensor]] = {}
+            if decoded.aligned is not None:
+                last = self.network.projector.convolution.weight
+                pairs |= {"before vf": (whole, last)}
+                pairs |= {"vf": (vision_foundation_loss(decoded.aligned, prior.features), last)}
+            if self.discriminator is not None and self._hears():
+                if number > 0:
+                    self.discriminator.rewind(iterated)
+                made = _signed(decoded, part.images)
+                heard.append(self._hear(made, part.batch))
+                pairs |= {"before adversarial": (whole, decoded.last_layer)}
+                pairs |= {"adversarial": (heard[-1].loss(made), decoded.last_layer)}
+            for name, (loss, layer) in pairs.items():
+                gradient = part.share * gradient_at(loss, layer)
+                sums[name] = sums[name] + gradient if name in sums else gradient
+        largest = {"vf": _LARGEST_VF, "adversarial": self.adversary.maximum if self.adversary is not None else 0.0}
+        found = {
+            name: balancing_weight(sums[f"before {name}"], sums[name], most)
+            for name, most in largest.items()
+            if name in sums
+        }
+        return _Balance(found.get("adversarial"), found.get("vf"), heard)
 
     def loss_terms(self, decoded: Decoded, images: Tensor, prior: Prior) -> dict[str, Tensor]:
         """The terms with fixed weights, unweighted; override it to add, change or leave out some.
@@ -286,55 +376,50 @@ class PAE(PAECodec):
             terms["kl"] = kl_to_normal(*decoded.codes.chunk(2, dim=-1))
         return terms
 
-    def _weight(self, name: str) -> float:
-        return float(getattr(self.losses, name, 1.0))
+    def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: float(getattr(self.losses, name, 1.0)) * term for name, term in terms.items()}
 
-    def _alignment(self, decoded: Decoded, prior: Prior, weighted: dict[str, Tensor], batch: ImageBatch) -> Tensor:
-        """VA-VAE's loss, its gradient in the last encoder layer as long as the reconstruction's."""
-        assert decoded.aligned is not None
-        term = vision_foundation_loss(decoded.aligned, prior.features)
-        balance = adaptive_weight(_reconstruction(weighted), term, self.network.projector.convolution.weight, 1e8)
-        self.log("train/vf", term.detach(), batch_size=len(batch))
-        return self.losses.vf * balance * term
+    def _hears(self) -> bool:
+        """Whether the auto-encoder listens to the discriminator in this step."""
+        adversary = None if self.discriminator is None else self.adversary
+        return adversary is not None and self.global_step >= adversary.generator_start
 
-    def _adversarial(
-        self, decoded: Decoded, images: Tensor, weighted: dict[str, Tensor], batch: ImageBatch
-    ) -> tuple[Tensor, Tensor | None]:
-        """The adversarial term of the auto-encoder, and the discriminator's loss; 0 before they begin."""
-        judged = images.new_zeros(())
+    def _criticises(self) -> bool:
+        """Whether the discriminator learns in this step."""
+        adversary = None if self.discriminator is None else self.adversary
+        return adversary is not None and self.global_step >= adversary.discriminator_start
+
+    def _hear(self, made: Tensor, batch: ImageBatch) -> Heard:
+        assert self.discriminator is not None and self.adversary is not None
+        return hear(self.discriminator, self.adversary, made, Draws(self.seed, batch.epoch, batch.index))
+
+    def _criticism(self, made: Tensor, part: Part) -> Tensor | None:
+        """The discriminator's loss, 0 before it begins; None = there is none."""
         if self.discriminator is None or self.adversary is None:
-            return judged, None
-        step, adversary = self.global_step, self.adversary
-        made = 2 * decoded.images[0][..., : images.shape[-2], : images.shape[-1]] - 1
-        draws = Draws(self.seed, batch.epoch, batch.index)
-        if step >= adversary.generator_start:
-            heard = hear(self.discriminator, adversary, made, draws)
-            balance = adaptive_weight(_reconstruction(weighted), heard.loss, decoded.last_layer, adversary.maximum)
-            judged = self.losses.adversarial * balance * heard.loss
-            self.log("train/adversarial", heard.value, batch_size=len(batch))
-            self.log("train/adversarial_weight", balance, batch_size=len(batch))
-        if step < adversary.discriminator_start:
-            return judged, stay_silent(self.discriminator, images)
-        critic = critic_loss(self.discriminator, adversary, images, made, draws)
-        self.log("train/discriminator", critic.detach(), batch_size=len(batch))
-        return judged, critic
+            return None
+        if not self._criticises():
+            return stay_silent(self.discriminator, part.images)
+        draws = Draws(self.seed, part.batch.epoch, part.batch.index)
+        return critic_loss(self.discriminator, self.adversary, part.images, made, draws)
 
-    def _step(self, loss: Tensor, critic: Tensor | None) -> None:
-        """Backward, clip, and step both optimisers."""
-        optimizers: Any = self.optimizers()
-        schedulers: Any = self.lr_schedulers()
-        if not isinstance(optimizers, list):
-            optimizers, schedulers = [optimizers], [schedulers]
-        for optimizer in optimizers:
-            optimizer.zero_grad()
+    def _optimizers(self) -> list[Any]:
+        found: Any = self.optimizers()
+        return found if isinstance(found, list) else [found]
+
+    def _backward(self, loss: Tensor, critic: Tensor | None) -> None:
         # The two losses share no weight. DDP wants every weight in each pass; FSDP2 wants one network per pass, since
         # two may gather in another order on each rank.
         losses = [loss] if critic is None else [loss, critic]
         for one in losses if self.device_mesh is not None else [torch.stack(losses).sum()]:
             self.manual_backward(one)
+
+    def _step(self) -> None:
+        """Clip, and step both optimisers."""
+        schedulers: Any = self.lr_schedulers()
+        schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
         # Asked before the first optimiser moves the count on.
-        learning = self.adversary is not None and self.global_step >= self.adversary.discriminator_start
-        for number, (optimizer, scheduler) in enumerate(zip(optimizers, schedulers, strict=True)):
+        learning = self._criticises()
+        for number, (optimizer, scheduler) in enumerate(zip(self._optimizers(), schedulers, strict=True)):
             if number == 1 and not learning:
                 continue
             if self.gradient_clip is not None:
@@ -459,6 +544,11 @@ class PAE(PAECodec):
 
 def _pictures(images: Tokens | Tensor) -> list[Tensor]:
     return unpatchify(images) if isinstance(images, Tokens) else list(images)
+
+
+def _signed(decoded: Decoded, images: Tensor) -> Tensor:
+    """The reconstructions, cut to the size of the originals, about [-1, 1]."""
+    return 2 * decoded.images[0][..., : images.shape[-2], : images.shape[-1]] - 1
 
 
 def _reconstruction(weighted: Mapping[str, Tensor]) -> Tensor:

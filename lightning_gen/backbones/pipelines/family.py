@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from lightning_gen.flow.solvers import Solver, euler
 from lightning_gen.interfaces import Conditioning
 
-__all__ = ["Canvas", "Encoded", "Family", "Lengths", "option_of"]
+__all__ = ["Canvas", "Encoded", "Family", "Lengths", "Predicted", "option_of"]
+
+Predicted = Literal["velocity", "epsilon", "v_prediction", "clean"]
+"""What a network's numbers mean: eps - x_0, eps, sqrt(a) eps - sqrt(1 - a) x_0, or x_0."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,16 @@ class Family(abc.ABC):
     def solver(self) -> Solver:
         """What does on the grid what the pipeline's scheduler does."""
         return euler
+
+    @property
+    def prediction(self) -> Predicted:
+        """What the network itself predicts."""
+        return "velocity"
+
+    @property
+    def training_times(self) -> Tensor:
+        """Times at which the network was trained, rising, float64, (K,); evenly spaced for flow models."""
+        return torch.arange(1, 1001, dtype=torch.float64) / 1000
 
     @abc.abstractmethod
     def entry(self, network: nn.Module) -> nn.Module:

@@ -13,12 +13,18 @@ from torch import nn
 
 from lightning_gen.backbones.diffusers_models import installed_diffusers, load_diffusers_model
 from lightning_gen.backbones.frozen import FrozenModule, ordinary_construction
-from lightning_gen.backbones.weights import MissingWeightsError, fetch_folder, read_config, weights_problem
+from lightning_gen.backbones.weights import (
+    MissingWeightsError,
+    fetch_folder,
+    find_folder,
+    read_config,
+    weights_problem,
+)
 
 from .families import FAMILIES
 from .family import Family
 
-__all__ = ["PipelineFolder", "TextEncoders", "open_pipeline"]
+__all__ = ["PipelineFolder", "TextEncoders", "find_pipeline", "open_pipeline"]
 
 _INDEX = "model_index.json"
 _SCHEDULER = "scheduler_config.json"
@@ -172,6 +178,19 @@ def open_pipeline(source: str, revision: str | None = None) -> PipelineFolder:
     path = fetch_folder(source, revision, _INDEX, _wanted(), _problem)
     index = read_config(path, _INDEX)
     return PipelineFolder(path, source, index, FAMILIES[str(index["_class_name"])])
+
+
+def find_pipeline(source: str, revision: str | None = None) -> tuple[Path | None, str]:
+    """Look for a pipeline's folder on this machine, without any network connection.
+
+    Args:
+        source: a local folder, or a hub id ``owner/name``.
+        revision: branch, tag or commit of the hub repository; None = ``main``.
+
+    Returns:
+        The folder if it is complete, and an empty string; or None and a sentence that says what is missing.
+    """
+    return find_folder(source, revision, _INDEX, _problem)
 
 
 def _problem(folder: Path) -> str:

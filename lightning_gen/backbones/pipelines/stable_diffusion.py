@@ -10,7 +10,7 @@ Shape letters: B prompts, T text tokens, E width, C latent channels, h and w hei
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,14 @@ from lightning_gen.flow import paths
 from lightning_gen.flow.solvers import Solver
 from lightning_gen.interfaces import Conditioning
 
-from .family import Canvas, Encoded, Family, Lengths, option_of
+from .family import Canvas, Encoded, Family, Lengths, Predicted, option_of
 from .grids import ddpm_grid, ddpm_solver, require_ddpm_scheduler
 
 __all__ = ["StableDiffusion", "StableDiffusionXL"]
+
+_PREDICTED: Final[Mapping[str, Predicted]] = {
+    "epsilon": "epsilon", "v_prediction": "v_prediction", "sample": "clean"
+}  # fmt: skip
 
 
 class StableDiffusion(Family):
@@ -60,6 +64,16 @@ class StableDiffusion(Family):
     def solver(self) -> Solver:
         """That of the scheduler."""
         return ddpm_solver(self.scheduler)
+
+    @property
+    def prediction(self) -> Predicted:
+        """As the scheduler says."""
+        return _PREDICTED[self.scheduler.config.prediction_type]
+
+    @property
+    def training_times(self) -> Tensor:
+        """Times of the discrete training steps."""
+        return paths.time_from_alpha_bar(self.alpha_bars)
 
     def entry(self, network: nn.Module) -> nn.Module:
         """The first convolution."""

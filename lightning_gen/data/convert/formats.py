@@ -27,7 +27,7 @@ from lightning_gen.data.convert.wds import Dots, WdsSource
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.shard_lists import expand_pattern
 
-__all__ = ["FORMATS", "ROWS", "Request", "open_source"]
+__all__ = ["FORMATS", "ROWS", "Request", "open_source", "open_table"]
 
 _SPLIT = re.compile(r"(.+?)-\d+-of-\d+(-[0-9a-f]+)?")
 _KNOWN_SPLITS = ("train", "validation", "val", "test", "train_sft", "test_sft")
@@ -95,15 +95,46 @@ def open_source(kind: str, request: Request) -> Source:
     return FORMATS[kind][1](request)
 
 
-def _parquet(request: Request) -> Source:
+def open_table(request: Request) -> tuple[ParquetTable | ListTable, str]:
+    """Open a table whatever its rows are: parquet files, or a list.
+
+    Args:
+        request: a file, a folder or a pattern, and the split.
+
+    Returns:
+        The table and its split; nothing but names has been read.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        DataError: no such split, or several and none chosen; a folder with no list or several.
+    """
+    path = request.path
+    if path.suffix == ".parquet" or any(mark in request.where for mark in "*{"):
+        return _parquet_table(request)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {request.where}")
+    return _parquet_table(request) if path.is_dir() and any(path.rglob("*.parquet")) else _list_table(request)
+
+
+def _parquet_table(request: Request) -> tuple[ParquetTable, str]:
     root, names = _files(request, ".parquet")
     chosen, split = _one_split(names, request)
-    return _table(ParquetTable(root, tuple(chosen)), request, root, split)
+    return ParquetTable(root, tuple(chosen)), split
+
+
+def _list_table(request: Request) -> tuple[ListTable, str]:
+    path = _list_file(request, tuple(LIST_ENDINGS))
+    return ListTable(path.parent, path.name), request.split or path.stem
+
+
+def _parquet(request: Request) -> Source:
+    table, split = _parquet_table(request)
+    return _table(table, request, table.root, split)
 
 
 def _list(request: Request) -> Source:
-    path = _list_file(request, tuple(LIST_ENDINGS))
-    return _table(ListTable(path.parent, path.name), request, path.parent, request.split or path.stem)
+    table, split = _list_table(request)
+    return _table(table, request, table.root, split)
 
 
 def _of_kind(rows: str) -> Callable[[Request], Source]:

@@ -6,25 +6,37 @@ t = 0 is clean, t = 1 is noise. Shape letters: B images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_gen.data.batches import ImageBatch
 from lightning_gen.generators.dit.flow_matching import FlowMatching
+from lightning_gen.generators.dit.lightningdit.convert import (
+    ConversionReport,
+    converted,
+    infer_sizes,
+    infer_variant,
+    is_published,
+    read_published,
+)
 from lightning_gen.generators.dit.lightningdit.network import LightningDiT
 from lightning_gen.generators.dit.lightningdit.variants import PREFIX, lightningdit_shape
 from lightning_gen.generators.dit.network import DiT
 from lightning_gen.generators.dit.objective import drop_labels
+from lightning_gen.generators.dit.pretrained import write_folder
 from lightning_gen.generators.dit.training import Building, Learning, Prediction, Sampling, TimeSampling
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.spaces import LatentSpace
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW, WarmupCosine
+from lightning_gen.training.weights import load_matching
 
-__all__ = ["LatentDiffusion"]
+__all__ = ["LatentDiffusion", "import_published"]
 
 _OPTIMIZER = AdamW(learning_rate=1e-4, betas=(0.9, 0.95), weight_decay=0.0)
 _SCHEDULE = WarmupCosine(warmup_fraction=0.01, final_learning_rate=1e-5, start_learning_rate=0.0)
@@ -51,6 +63,9 @@ class LatentDiffusion(FlowMatching):
         activation_checkpointing: recompute blocks in the backward pass.
         compile_blocks: torch.compile every block.
         extractors: networks for gFID in validation, see ``FlowMatching``.
+        init_from: start from these weights: a folder that ``save_pretrained``, `lightning export` or `lightning import`
+            wrote, or a published file of LightningDiT or PAE (``.pt``, ``.safetensors``). They must mean and fit what
+            is built here. Another thing than ``ckpt_path``, which resumes a run.
         seed: seed of the initial weights and of every keyed draw.
 
     Raises:
@@ -77,6 +92,7 @@ class LatentDiffusion(FlowMatching):
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         extractors: Sequence[FeatureExtractor] = (),
+        init_from: str | None = None,
         seed: int = 0,
     ) -> None:
         with torch.device("meta"):
@@ -84,7 +100,7 @@ class LatentDiffusion(FlowMatching):
         learning = Learning(prediction, times, drop_rate, optimizer, schedule, direction_weight)
         building = Building(activation_checkpointing, compile_blocks, seed)
         super().__init__(space, network, learning, building, sampling, extractors)
-        self.num_classes = num_classes
+        self.num_classes, self.init_from = num_classes, init_from
         self.save_hyperparameters(
             {"variant": variant, "num_classes": num_classes, "prediction": prediction, "channels": space.channels},
             logger=False,
@@ -108,6 +124,38 @@ class LatentDiffusion(FlowMatching):
         shape = dit_shape(name)
         return ModelNeeds(trainable=shape.parameters(64, classes), largest_block=shape.block_parameters)
 
+    def configure_model(self) -> None:
+        """Shard, materialise and fill the network; does nothing the second time."""
+        if not self.on_meta:
+            return
+        super().configure_model()
+        if self.init_from is not None:
+            load_matching(self.network, self.fitting_weights(self.init_from), self.init_from)
+
+    def fitting_weights(self, folder: str | Path) -> dict[str, Tensor]:
+        """Read weights that mean what this module takes them for.
+
+        Args:
+            folder: see :meth:`load_network`; also a published file.
+
+        Returns:
+            Tensors of the whole network, by name.
+
+        Raises:
+            MissingWeightsError: the files are absent or damaged.
+            ValueError: they belong to another kind of module or other settings, or do not fit the network.
+        """
+        if not is_published(folder):
+            return super().fitting_weights(folder)
+        if not isinstance(self.network, LightningDiT):
+            raise ValueError(
+                f"{folder} is a file, which can only hold a published LightningDiT: set model.variant to "
+                f"{PREFIX}..., or name the folder of an export"
+            )
+        state, report = converted(self.network, read_published(folder))
+        rank_zero_info(f"{folder}: {report}")
+        return state
+
     def condition(self, batch: ImageBatch, dropped: Tensor) -> Tensor:
         """Labels, or the null class.
 
@@ -119,6 +167,31 @@ class LatentDiffusion(FlowMatching):
             int64, (B,).
         """
         return drop_labels(batch.label, torch.where(dropped, 0.0, 1.0), 0.5, self.num_classes)
+
+
+def import_published(file: str | Path, folder: str | Path) -> ConversionReport:
+    """Turn a published LightningDiT into a folder that ``LatentDiffusion`` takes as ``init_from``.
+
+    Args:
+        file: ``.safetensors``, or a checkpoint of the published trainer, whose averaged weights are taken.
+        folder: where to.
+
+    Returns:
+        What was taken, what was computed instead, what is missing, what is dead.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged or holds another network.
+    """
+    published = read_published(file)
+    variant = infer_variant(published)
+    channels, classes = infer_sizes(published)
+    with torch.device("meta"):
+        network = LightningDiT(variant, channels, classes)
+    state, report = converted(network, published)
+    meaning = {"variant": variant, "num_classes": classes, "prediction": "velocity", "channels": channels}
+    write_folder(Path(folder), {"kind": LatentDiffusion.__name__, **meaning}, state)
+    return report
 
 
 def _network(

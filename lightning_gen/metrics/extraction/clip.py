@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_gen.backbones.frozen import FrozenModule, full_float32, ordinary_construction
-from lightning_gen.backbones.weights import MissingWeightsError, fetch_files, fetch_weights, read_config
+from lightning_gen.backbones.weights import (
+    MissingWeightsError,
+    fetch_files,
+    fetch_weights,
+    find_files,
+    find_weights,
+    read_config,
+)
 from lightning_gen.metrics.extraction.clip_pixels import (
     ClipImages,
     CLIPPixels,
@@ -29,11 +36,12 @@ from lightning_gen.metrics.extraction.clip_pixels import (
 from lightning_gen.metrics.protocol import file_sha256
 from lightning_gen.training.safe_reading import load_plain
 
-__all__ = ["CLIPModel", "load_clip"]
+__all__ = ["CLIPModel", "find_clip", "load_clip"]
 
 _PREPROCESSOR = "preprocessor_config.json"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
@@ -182,6 +190,34 @@ def load_clip(
     required = [_OPEN_CLIP_WEIGHTS] if model is not None else [_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS]
     folder = fetch_files(source, required, [_OPEN_CLIP_CONFIG, *_TOKENIZER_FILES], revision)
     return _load_open_clip(folder / _OPEN_CLIP_WEIGHTS, model)
+
+
+def find_clip(source: str, model: str | None = None, processor: str | None = None) -> tuple[list[Path], str]:
+    """Look for the weights of a CLIP on this machine, without any network connection.
+
+    Args:
+        source: folder, hub id, or a file, as for :func:`load_clip`.
+        model: likewise.
+        processor: likewise.
+
+    Returns:
+        The files that hold the weights, and an empty string; or none and a sentence that says what is missing.
+    """
+    if (path := Path(source).expanduser()).is_file():
+        return [path], ""
+    if path.suffix in _WEIGHT_FILES and not path.exists():
+        return [], f"there is no file {source}"
+    required = [_OPEN_CLIP_WEIGHTS] if model is not None else [_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS]
+    folder, problem = find_files(source, required)
+    if folder is not None:
+        return [folder / _OPEN_CLIP_WEIGHTS], ""
+    if model is None:
+        folder, problem = find_weights(source)
+        extra, lacking = find_files(processor or source, [_PREPROCESSOR])
+        if folder is not None and extra is not None:
+            return sorted(folder.glob("model*.safetensors")), ""
+        problem = problem or lacking
+    return [], problem
 
 
 def _is_for_transformers(source: str, revision: str | None) -> bool:

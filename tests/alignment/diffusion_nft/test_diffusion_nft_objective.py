@@ -14,6 +14,7 @@ from lightning_gen.alignment.diffusion_nft.objective import (
     nft_losses,
     old_policy_decay,
     reference_losses,
+    reward_gradients,
 )
 from lightning_gen.flow import paths
 
@@ -43,6 +44,19 @@ def test_the_gradient_where_the_old_policy_is_does_not_depend_on_the_strength(st
     factor = 2 * BOUND * (2 * r - 1) * at["t"] ** 2 / (weight * target.numel())
     torch.testing.assert_close(found, factor[:, None] * (at["v_old"] - target))
     assert float(found[1].abs().max()) < 1e-15 and bool(found[0].any())
+
+
+@pytest.mark.parametrize("strength", [0.1, 2.0])
+def test_the_part_of_the_gradient_that_the_reward_makes(strength: float) -> None:
+    """All of it where the old policy is; elsewhere nothing for a picture that is neither good nor bad."""
+    at, r = sample(), torch.tensor([0.0, 0.5, 0.9], dtype=torch.float64)
+    found = reward_gradients(at["v_old"], optimality=r, strength=strength, **at)
+    everything = gradient(at, at["v_old"], r, strength) * len(r) / BOUND
+    torch.testing.assert_close(found, everything.norm(dim=1), atol=1e-14, rtol=1e-10)
+    away = reward_gradients(at["v_old"] + 0.3, optimality=r, strength=strength, **at)
+    assert away[1] < 1e-15 < 1e-3 < min(away[0], away[2]) and not away.requires_grad
+    double = reward_gradients(at["v_old"] + 0.3, optimality=2 * r - 0.5, strength=strength, **at)
+    torch.testing.assert_close(double, 2 * away)
 
 
 @pytest.mark.parametrize("optimality", [0.0, 0.5, 0.8, 1.0])

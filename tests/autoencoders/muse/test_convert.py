@@ -22,7 +22,7 @@ from lightning_gen.autoencoders.muse.module import Muse
 from lightning_gen.autoencoders.muse.network import MuseNetwork, MuseShape
 from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.training.weights import require_fit
-from tests.autoencoders.muse.tiny import module
+from tests.autoencoders.muse.tiny import DECODER, module
 
 OWN: dict[str, tuple[int, ...]] = {
     "adapter_mlp.0.weight": (4096,),
@@ -127,6 +127,22 @@ def test_a_published_file_is_read_without_running_its_code(tmp_path: Path) -> No
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
     with pytest.raises(MissingWeightsError, match="no folder"):
         read_model(str(tmp_path / "nothing"))
+
+
+def test_a_run_starts_from_a_published_file_and_says_what_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lightning_gen.autoencoders.muse import convert
+
+    monkeypatch.setattr(convert, "DCAEShape", lambda: DECODER)
+    model = module()
+    model.configure_model()
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(to_published(model.network.state_dict()), file)
+    again = module(init_from=str(file), seed=7)
+    again.configure_model()
+    assert all(torch.equal(x, again.network.state_dict()[name]) for name, x in model.network.state_dict().items())
+    assert "10 dead (never trained): synergy.0.query.weight" in caplog.text and str(file) in caplog.text
 
 
 def test_a_folder_gives_the_same_model(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from lightning_gen.nn.routing import GradientRouter
 from lightning_gen.shapes.module import ShapesDataModule
 from lightning_gen.training.callbacks.gradient_routing import GradientRouting
 from lightning_gen.training.ema import EMA
+from lightning_gen.training.strategies import FSDP2Strategy
 from tests.autoencoders.muse.tiny import SHAPE, batch, data, module, stage, with_images
-from tests.harness import TrainingChecks, fit, two_processes
+from tests.harness import TrainingChecks, fit, needs_cpu_fsdp2, two_processes
 
 MANUAL: dict[str, Any] = {"gradient_clip_val": None}
 
@@ -436,3 +437,69 @@ def test_the_ramp_of_the_published_average(tmp_path: Path) -> None:
         decay = earlier / (earlier + 9)
         wanted = decay * wanted + (1 - decay) * weight
         assert torch.allclose(average, wanted, atol=1e-6)
+
+
+def gradients(accumulate: int, folder: Path, **settings: Any) -> tuple[dict[str, float], list[list[Tensor]], Tensor]:
+    """What a step logs, what Adam remembers of both first gradients, and LeCam's averages."""
+    model = module(stage(3), accumulate=accumulate, lecam_weight=1.0, itc_layers="all", clip=1e6, **settings)
+    model.configure_model()
+    assert model.lecam is not None
+    with torch.no_grad():
+        model.lecam.average_real.fill_(0.3)
+        model.lecam.average_fake.fill_(-0.4)
+    trainer = train(model, folder / str(accumulate))
+    found: Any = model.optimizers(use_pl_optimizer=False)
+    moments = [[o.state[p]["exp_avg"].clone() for group in o.param_groups for p in group["params"]] for o in found]
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return logged, moments, torch.stack([model.lecam.average_real, model.lecam.average_fake])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(count: int, tmp_path: Path) -> None:
+    """The contrast sees all captions and LeCam all logits; everything else is a mean over images."""
+    logged, whole, averages = gradients(1, tmp_path)
+    in_parts, parts, same = gradients(count, tmp_path)
+    assert in_parts == pytest.approx(logged, rel=1e-4)
+    assert torch.allclose(same, averages, atol=1e-6)
+    for mine, theirs in zip(parts, whole, strict=True):
+        largest = max(x.abs().max().item() for x in theirs)
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * largest)
+
+
+def parts_job(accumulate: int, strategy: str, folder: Path) -> list[list[Tensor]]:
+    model = module(stage(3), accumulate=accumulate, clip=1e6)
+    kind: Any = FSDP2Strategy() if strategy == "fsdp2" else strategy
+    train(model, folder, 1, strategy=kind, devices=2)
+    found: Any = model.optimizers(use_pl_optimizer=False)
+    return [[_whole(o.state[p]["exp_avg"]) for g in o.param_groups for p in g["params"]] for o in found]
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.clone()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_cpu_fsdp2)])
+def test_two_ranks_take_their_parts_as_one(strategy: str, tmp_path: Path) -> None:
+    """Gradients are averaged with the last part alone, and hold all of them then."""
+    wholes, _ = two_processes(parts_job, 1, strategy, tmp_path / "whole")
+    first, second = two_processes(parts_job, 2, strategy, tmp_path / "parts")
+    for mine, other, theirs in zip(first, second, wholes, strict=True):
+        largest = max(x.abs().max().item() for x in theirs)
+        for a, b, c in zip(mine, other, theirs, strict=True):
+            assert torch.equal(a, b) and torch.allclose(a, c, rtol=1e-3, atol=5e-5 * largest)
+
+
+def test_routing_of_a_step_in_parts_is_that_of_its_first_part() -> None:
+    model, given = module(accumulate=2), batch()
+    model.configure_model()
+    model.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=1)
+    found = model.routing_losses(given)
+    assert isinstance(given.images, Tensor)
+    model.accumulate = 1
+    half = dataclasses.replace(
+        given, raw=given.images[:2], index=given.index[:2], key=given.key[:2], caption=given.caption[:2]
+    )
+    alone = model.routing_losses(half)
+    assert {name: float(loss) for name, loss in found.items()} == {n: float(loss) for n, loss in alone.items()}

@@ -55,10 +55,13 @@ def test_overrides_change_what_they_say_and_nothing_else() -> None:
             "clamp_logit_scale",
         },
         "muse_reversed": {"name", "start", "stages"},
+        "muse_no_structure": {"name", "stages"},
     }
     for name, wanted in changes.items():
         found = arguments("muse_tiny", f"overrides/{name}")
         assert {key for key in found if found[key] != plain[key]} == wanted
+    without = revive_stages(arguments("muse_tiny", "overrides/muse_no_structure")["stages"])
+    assert without == tuple(dataclasses.replace(s, structure_weight=0.0) for s in revive_stages(plain["stages"]))
     reversed_stages = revive_stages(arguments("muse_tiny", "overrides/muse_reversed")["stages"])
     assert [(s.kind, s.uses_discriminator) for s in reversed_stages] == [(3, True), (2, False), (1, False)]
     weights = [(s.kind, s.structure_weight, s.semantic_weight, s.steps) for s in revive_stages(plain["stages"])]

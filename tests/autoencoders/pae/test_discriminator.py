@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from lightning_gen.autoencoders.pae.adversary import Draws, build_discriminator, critic_loss, hear, stay_silent
-from lightning_gen.autoencoders.pae.discriminator import DiffAugment, GroupedBatchNorm, SpectralConv1d
+from lightning_gen.autoencoders.pae.discriminator import (
+    DiffAugment,
+    FeatureDiscriminator,
+    GroupedBatchNorm,
+    SpectralConv1d,
+)
 from lightning_gen.autoencoders.pae.settings import Adversary
 from lightning_gen.training.initialisation import initialise
 from tests.autoencoders.pae.tiny import ADVERSARY
@@ -20,7 +25,7 @@ def pictures(seed: int = 0, count: int = 2) -> torch.Tensor:
     return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def discriminator(settings: Adversary = ADVERSARY) -> torch.nn.Module:
+def discriminator(settings: Adversary = ADVERSARY) -> FeatureDiscriminator:
     found = build_discriminator(settings)
     initialise(found, 0)
     return found
@@ -84,14 +89,15 @@ def test_the_auto_encoder_hears_the_gradient_and_the_discriminator_gets_none() -
     critic = discriminator().eval()
     images = pictures().requires_grad_()
     heard = hear(critic, ADVERSARY, images, DRAWS)
-    heard.loss.backward()
+    loss = heard.loss(images)
+    loss.backward()
     found = images.grad.clone()  # type: ignore[union-attr]
     assert all(p.grad is None for p in critic.parameters())
     images.grad = None
     plain = -critic(ADVERSARY.augment(images, 0, "generator", 0, DRAWS.samples)).mean()
     plain.backward()
     torch.testing.assert_close(found, images.grad)
-    assert heard.value.item() == pytest.approx(plain.item()) == pytest.approx(heard.loss.item(), rel=1e-4)
+    assert heard.value.item() == pytest.approx(plain.item()) == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_the_critic_learns_from_constants() -> None:
@@ -99,6 +105,18 @@ def test_the_critic_learns_from_constants() -> None:
     critic_loss(critic, ADVERSARY, real, made, DRAWS).backward()
     assert real.grad is None and made.grad is None
     assert all(p.grad is not None and p.grad.any() for name, p in critic.named_parameters() if "logit.bias" not in name)
+
+
+def test_power_iteration_goes_back_to_where_it_was() -> None:
+    critic = discriminator()
+    before = critic.singular_vectors()
+    first = critic(pictures())
+    moved = critic.singular_vectors()
+    assert len(before) == 6 and not any(torch.equal(a, b) for a, b in zip(before, moved, strict=True) if len(a) > 1)
+    critic.rewind(before)
+    assert torch.equal(critic(pictures()), first)
+    critic.rewind(moved)
+    assert not torch.equal(critic(pictures()), first)
 
 
 def test_silence_touches_every_weight_and_changes_none() -> None:

@@ -23,7 +23,7 @@ from lightning_gen.nn.tokens import patchify
 from lightning_gen.training.ema import EMA
 from lightning_gen.training.optim import AdamW
 from tests.autoencoders.pae.tiny import ADVERSARY, SHAPE, batch, data, encoder, module, shape
-from tests.harness import TrainingChecks, fit
+from tests.harness import TrainingChecks, fit, needs_cpu_fsdp2, two_processes
 
 OFF = LossWeights(lpips=0.0, adversarial=0.0, ssr=0.0, mcr=0.0, scr=0.0)
 GAN = LossWeights(lpips=0.0)
@@ -94,7 +94,9 @@ def logged(model: PAE, given: Any) -> dict[str, float]:
     """Terms of a step without a trainer: the parts of ``training_step`` that do not touch optimisers."""
     found: dict[str, float] = {}
     model.log = lambda name, value, **_: found.__setitem__(name, float(value))  # type: ignore[method-assign]
-    model._step = lambda loss, critic: loss.backward()  # type: ignore[method-assign]
+    model._optimizers = list  # type: ignore[method-assign]
+    model._backward = lambda loss, critic: loss.backward()  # type: ignore[method-assign]
+    model._step = lambda: None  # type: ignore[method-assign]
     found["returned"] = float(model.training_step(given, 0))
     return found
 
@@ -421,3 +423,84 @@ def test_the_constructor_allocates_nothing() -> None:
     assert needs.trainable == sum(p.numel() for p in model.network.parameters())
     kept = [PAE.needs({**given, "activation_checkpointing": x}).activation_bytes_per_token for x in (True, False)]
     assert kept[0] < kept[1] / 4
+
+
+class Start(Callback):
+    """Weights and vectors of the discriminator are away from their start, where much is 0."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in pl_module.network.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def gradients(accumulate: int, folder: Path, **settings: Any) -> tuple[dict[str, float], list[list[torch.Tensor]]]:
+    """What a step logs; what Adam remembers of both first gradients; where power iteration stands."""
+    model = module(accumulate=accumulate, **settings)
+    trainer = fit(model, data(), folder / str(accumulate), max_steps=1, callbacks=(Start(),), gradient_clip_val=None)
+    found: Any = model.optimizers(use_pl_optimizer=False)
+    moments = [
+        [o.state[p]["exp_avg"].clone() for group in o.param_groups for p in group["params"] if p in o.state]
+        for o in (found if isinstance(found, list) else [found])
+    ]
+    vectors = [] if model.discriminator is None else model.discriminator.singular_vectors()
+    return {name: float(value) for name, value in trainer.logged_metrics.items()}, [*moments, vectors]
+
+
+AT_ONCE = dataclasses.replace(ADVERSARY, discriminator_start=0, generator_start=0, maximum=1e6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"losses": GAN, "adversary": AT_ONCE},
+        {"losses": dataclasses.replace(OFF, vf=0.1), "refined": None},
+        {"losses": dataclasses.replace(OFF, kl=1e-3), "refined": None, "shape": shape(latent="kl")},
+        {"losses": GAN, "adversary": dataclasses.replace(AT_ONCE, discriminator_start=1, generator_start=1)},
+    ],
+    ids=["adversarial", "vf", "kl", "silent"],
+)
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(count: int, settings: Any, tmp_path: Path) -> None:
+    """Adaptive weights are those of all pictures, and power iteration moves as far as in one part."""
+    logged, whole = gradients(1, tmp_path, **settings)
+    in_parts, parts = gradients(count, tmp_path, **settings)
+    assert in_parts == pytest.approx(logged, rel=1e-4)
+    if "adversary" in settings and settings["adversary"] is AT_ONCE:
+        assert {"train/adversarial", "train/adversarial_weight", "train/discriminator"} <= set(logged)
+    for mine, theirs in zip(parts, whole, strict=True):
+        largest = max((x.abs().max().item() for x in theirs), default=0.0)
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * largest)
+
+
+def parts_job(accumulate: int, strategy: str, folder: Path) -> list[torch.Tensor]:
+    from lightning_gen.training.strategies import FSDP2Strategy
+    from tests.harness.training import whole_state
+
+    model = module(losses=GAN, adversary=AT_ONCE, accumulate=accumulate)
+    kind: Any = FSDP2Strategy() if strategy == "fsdp2" else strategy
+    fit(model, data(8), folder, max_steps=2, strategy=kind, devices=2, gradient_clip_val=None)
+    return list(whole_state(model).values())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=needs_cpu_fsdp2)])
+def test_two_ranks_take_their_parts_as_one(strategy: str, tmp_path: Path) -> None:
+    wholes, _ = two_processes(parts_job, 1, strategy, tmp_path / "whole")
+    first, second = two_processes(parts_job, 2, strategy, tmp_path / "parts")
+    for a, b, c in zip(first, second, wholes, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-5)
+
+
+def test_parts_keep_less_for_the_backward_pass() -> None:
+    arguments: dict[str, Any] = {
+        "encoder": encoder(),
+        "shape": {"grid": 4},
+        "losses": {"lpips": 0, "adversarial": 0, "ssr": 0, "scr": 0},
+    }
+    once, four = PAE.needs(arguments), PAE.needs({**arguments, "accumulate": 4})
+    assert four.activation_bytes_per_token == once.activation_bytes_per_token / 4 > 0
+    with pytest.raises(ValueError, match="the number of parts of a step, 1 or more, got 0"):
+        module(accumulate=0)

@@ -174,9 +174,7 @@ def test_a_file_that_shrank_is_noticed_without_any_tag(server: FaultyServer) -> 
 
 
 @pytest.mark.parametrize("kind", ["seconds", "date", "nonsense"])
-def test_retry_after_is_kept_but_not_for_ever(
-    server: FaultyServer, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_after_is_kept_but_not_for_ever(server: FaultyServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     far = email.utils.formatdate(time.time() + 3600, usegmt=True)

@@ -10,17 +10,23 @@ from torch import Tensor
 from lightning_gen.generators.dit.lightningdit.convert import (
     compare,
     from_published,
+    infer_sizes,
     infer_variant,
     load_published,
     published_state,
     read_published,
+    write_published,
 )
 from lightning_gen.generators.dit.lightningdit.layers import sincos_positions
 from lightning_gen.generators.dit.lightningdit.network import LightningDiT
+from lightning_gen.generators.dit.module import LatentDiffusion, import_published
+from lightning_gen.generators.spaces import PixelSpace
 from lightning_gen.training.initialisation import initialise
 
 
-def shapes(width: int, depth: int, head: int, hidden: int, grid: int, channels: int, classes: int, qk: bool) -> dict:
+def shapes(
+    width: int, depth: int, head: int, hidden: int, grid: int, channels: int, classes: int, qk: bool
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the published state dict, typed from its list."""
     w = width
     found: dict[str, tuple[int, ...]] = {
@@ -71,9 +77,9 @@ def rope(grid: int, head: int) -> tuple[Tensor, Tensor]:
     return whole.cos(), whole.sin()
 
 
-def published(qk: bool = True) -> dict[str, Tensor]:
+def published(qk: bool = True, channels: int = 6) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    state = {k: torch.randn(s, generator=generator) for k, s in shapes(24, 2, 12, 64, 4, 6, 5, qk).items()}
+    state = {k: torch.randn(s, generator=generator) for k, s in shapes(24, 2, 12, 64, 4, channels, 5, qk).items()}
     state["feat_rope.freqs_cos"], state["feat_rope.freqs_sin"] = rope(4, 12)
     return state
 
@@ -184,3 +190,46 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="damaged"):
         read_published(tmp_path / "cut.safetensors")
+
+
+def module(init_from: Path, variant: str = "lightningdit_w24_d2_h2_g4_qknorm", classes: int = 5) -> LatentDiffusion:
+    """A generator of 4 x 4 patches of 2 pixels, which are 12 numbers."""
+    return LatentDiffusion(PixelSpace(2), variant, classes, init_from=str(init_from))
+
+
+def test_a_generator_starts_from_a_published_file_or_from_what_it_became(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = published(channels=12)
+    torch.save({"ema": state, "model": {key: tensor + 1 for key, tensor in state.items()}}, tmp_path / "0100000.pt")
+    assert infer_sizes(state) == (12, 5)
+    direct = module(tmp_path / "0100000.pt")
+    direct.configure_model()
+    assert "41 tensors taken; missing: nothing; dead: nothing; computed instead of read: 2 tensors" in caplog.text
+    report = import_published(tmp_path / "0100000.pt", tmp_path / "ours")
+    assert len(report.taken) == len(state) - 2 and report.missing == report.dead == ()
+    again = module(tmp_path / "ours")
+    again.configure_model()
+    write_published(again.network, tmp_path / "back.safetensors")  # type: ignore[arg-type]
+    back = read_published(tmp_path / "back.safetensors")
+    assert back.keys() == state.keys()
+    for name, tensor in direct.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor), name
+    assert all(torch.equal(back[key], state[key]) for key in report.taken)
+
+
+def test_a_generator_refuses_weights_that_are_not_its_own(tmp_path: Path) -> None:
+    torch.save(published(channels=12), tmp_path / "xl.pt")
+    import_published(tmp_path / "xl.pt", tmp_path / "ours")
+    for source, variant, classes, message in (
+        ("xl.pt", "w24_d2_h2", 5, r"can only hold a published LightningDiT: set model\.variant to lightningdit_"),
+        ("xl.pt", "lightningdit_w24_d3_h2_g4_qknorm", 5, r"they lack 14 tensors \(blocks\.2"),
+        ("xl.pt", "lightningdit_w24_d2_h2_g4_qknorm", 7, r"embedding_table\.weight has the shape \(6, 24\)"),
+        ("ours", "lightningdit_w24_d2_h2_g4_qknorm", 7, "belong to other settings: num_classes differ"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            module(tmp_path / source, variant, classes).configure_model()
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        module(tmp_path / "none.pt").configure_model()
+    with pytest.raises(ValueError, match=r"'final_layer\.linear\.bias' is missing"):
+        infer_sizes({})

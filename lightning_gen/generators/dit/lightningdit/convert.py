@@ -24,13 +24,17 @@ from lightning_gen.training.safe_reading import load_plain
 __all__ = [
     "ConversionReport",
     "compare",
+    "converted",
     "from_published",
+    "infer_sizes",
     "infer_variant",
+    "is_published",
     "load_published",
     "published_state",
     "read_published",
     "rotary_tables",
     "to_published",
+    "write_published",
 ]
 
 _NAMES = {
@@ -56,6 +60,7 @@ _BLOCK = {
 }
 _ROTARY = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 _WRAPPERS = ("module.", "_orig_mod.")
+_FILES = (".pt", ".pth", ".bin", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,13 @@ class ConversionReport:
     missing: tuple[str, ...]
     dead: tuple[str, ...]
     derived: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{len(self.taken)} tensors taken; missing: {_some(self.missing)}; dead: {_some(self.dead)}; computed "
+            f"instead of read: {_some(self.derived)}"
+        )
 
 
 def rotary_tables(grid: int, head_width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -171,6 +183,38 @@ def infer_variant(state: Mapping[str, Tensor]) -> str:
     return PREFIX + name + ("" if grid == 16 else f"_g{grid}") + ("" if norm is None else "_qknorm")
 
 
+def infer_sizes(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Read what else a network needs off published tensors.
+
+    Args:
+        state: published state dict.
+
+    Returns:
+        Channels of a latent token, and number of classes without the null class.
+
+    Raises:
+        ValueError: the tensors do not describe a LightningDiT.
+    """
+    found = _unwrapped(state)
+    try:
+        return len(found["final_layer.linear.bias"]), len(found["y_embedder.embedding_table.weight"]) - 1
+    except KeyError as error:
+        raise ValueError(f"not a complete LightningDiT: {error.args[0]!r} is missing") from None
+
+
+def is_published(source: str | Path) -> bool:
+    """Whether a name is that of a published file, and not of a folder that this package wrote.
+
+    Args:
+        source: path.
+
+    Returns:
+        True for a file of tensors, or where one would have to be.
+    """
+    path = Path(source)
+    return path.suffix in _FILES and not path.is_dir()
+
+
 def compare(network: LightningDiT, state: Mapping[str, Tensor]) -> ConversionReport:
     """Say what of a published state dict a network would take, without changing anything.
 
@@ -191,15 +235,15 @@ def compare(network: LightningDiT, state: Mapping[str, Tensor]) -> ConversionRep
     )
 
 
-def load_published(network: LightningDiT, state: Mapping[str, Tensor]) -> ConversionReport:
-    """Fill a network with published weights.
+def converted(network: LightningDiT, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Published weights as a network takes them, after a look at whether they are its own.
 
     Args:
-        network: of the same size, materialised; changed in place.
+        network: of the same size, on the meta device too; stays as it is.
         state: published state dict.
 
     Returns:
-        What was taken and what was not needed.
+        Tensors of the whole network under its names, and what was taken and what was not needed.
 
     Raises:
         ValueError: tensors are missing, dead or of another shape, or the rotary tables are not those of the network.
@@ -223,6 +267,23 @@ def load_published(network: LightningDiT, state: Mapping[str, Tensor]) -> Conver
             raise ValueError(
                 f"{_named_back(name)} has the shape {tuple(tensor.shape)}, the network needs {tuple(own[name].shape)}"
             )
+    return given, report
+
+
+def load_published(network: LightningDiT, state: Mapping[str, Tensor]) -> ConversionReport:
+    """Fill a network with published weights.
+
+    Args:
+        network: of the same size, materialised; changed in place.
+        state: published state dict.
+
+    Returns:
+        What was taken and what was not needed.
+
+    Raises:
+        ValueError: see :func:`converted`.
+    """
+    given, report = converted(network, state)
     network.load_state_dict(given)
     return report
 
@@ -237,6 +298,19 @@ def published_state(network: LightningDiT) -> dict[str, Tensor]:
         Published state dict.
     """
     return to_published(network.state_dict(), network.shape.head_width, network.rope_theta)
+
+
+def write_published(network: LightningDiT, path: str | Path) -> None:
+    """Write a network's weights as a published file, for code that reads such files.
+
+    Args:
+        network: any.
+        path: ``.safetensors``.
+    """
+    from safetensors.torch import save_file
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in published_state(network).items()}
+    save_file(state, Path(path), metadata={"format": "pt"})
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:

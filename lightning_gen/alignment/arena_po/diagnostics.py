@@ -1,0 +1,132 @@
+"""Numbers that say whether learning from pairs works, over all pairs of an optimiser step.
+
+The loss of Diffusion-DPO stays near ln 2 while pictures become better, so it is no gauge.
+
+Shape letters: P pairs of an optimiser step, all ranks and micro-batches together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor
+
+from lightning_gen.alignment.arena_po.objectives import PairErrors
+
+__all__ = ["Displacement", "pair_diagnostics", "pair_rows"]
+
+_COLUMNS = 7
+
+
+def pair_rows(losses: Tensor, errors: PairErrors, logits: Tensor, gap: Tensor) -> Tensor:
+    """What is remembered of a micro-batch.
+
+    Args:
+        losses: of the pairs, (B,).
+        errors: of the pairs.
+        logits: z, (B,).
+        gap: in the unit of the loss, (B,), NaN = not known.
+
+    Returns:
+        float32, (B, 7), without a graph.
+    """
+    columns = (losses, logits, gap, *errors[:4])
+    return torch.stack([column.detach().float() for column in columns], 1)
+
+
+def pair_diagnostics(rows: Tensor, margin: float) -> dict[str, Tensor]:
+    """Numbers of a step.
+
+    implicit_accuracy: share of z > 0, a tie counts half;  margin_satisfied: share of z > gamma g
+    drift_winner, drift_loser: mean of d_theta - d_ref; both above 0 = the model moves away from both pictures
+    logit_gap_correlation: of z and g, Pearson's, where neither is constant
+
+    What needs a gap or a reference is left out where there is none.
+
+    Args:
+        rows: of :func:`pair_rows`, (P, 7).
+        margin: gamma.
+
+    Returns:
+        Name -> scalar.
+
+    Raises:
+        ValueError: rows of another kind.
+    """
+    if rows.ndim != 2 or rows.shape[1] != _COLUMNS:
+        raise ValueError(f"rows of pairs have {_COLUMNS} columns, got {tuple(rows.shape)}")
+    losses, z, gap, winner, loser, reference_winner, reference_loser = rows.double().unbind(1)
+    found = {
+        "loss": losses.mean(),
+        "implicit_accuracy": torch.where(z.isnan(), z, (z > 0).double() + 0.5 * (z == 0)).mean(),
+        "logit": z.mean(),
+        "logit_deviation": z.std(correction=0),
+        "error_winner": winner.mean(),
+        "error_loser": loser.mean(),
+        "reference_winner": reference_winner.mean(),
+        "reference_loser": reference_loser.mean(),
+        "drift_winner": (winner - reference_winner).mean(),
+        "drift_loser": (loser - reference_loser).mean(),
+    }
+    found |= _about_gaps(z, gap, margin)
+    return {name: value.float() for name, value in found.items() if not bool(value.isnan())}
+
+
+def _about_gaps(z: Tensor, gap: Tensor, margin: float) -> dict[str, Tensor]:
+    if bool(gap.isnan().any()):
+        return {}
+    found = {
+        "margin_satisfied": torch.where(z.isnan(), z, (z > margin * gap).double()).mean(),
+        "gap": gap.mean(),
+        "gap_10": gap.quantile(0.1),
+        "gap_90": gap.quantile(0.9),
+    }
+    spread = z.std(correction=0) * gap.std(correction=0)
+    if float(spread) > 0:
+        found["logit_gap_correlation"] = ((z - z.mean()) * (gap - gap.mean())).mean() / spread
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Displacement:
+    """When likelihood displacement is reported: pairs are told apart ever better, while both pictures become unlikely.
+
+    Attributes:
+        tolerance: share of the reference's error by which both of the trained network's may exceed it.
+        patience: optimiser steps in a row after which there is a warning.
+
+    Raises:
+        ValueError: a number that makes no sense.
+    """
+
+    tolerance: float = 0.02
+    patience: int = 50
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0 or self.patience < 1:
+            raise ValueError(f"displacement.tolerance is not negative and patience at least 1, got {self}")
+
+    def seen(self, found: dict[str, Tensor], steps: int) -> int:
+        """Look at a step.
+
+        Args:
+            found: of :func:`pair_diagnostics`.
+            steps: how many steps in a row both errors were above the reference's before this one.
+
+        Returns:
+            How many it is with this one; there is one warning when ``patience`` is reached.
+        """
+        if "drift_winner" not in found:
+            return 0
+        shares = [float(found[f"drift_{side}"] / found[f"reference_{side}"]) for side in ("winner", "loser")]
+        steps = steps + 1 if min(shares) > self.tolerance else 0
+        if steps == self.patience:
+            warnings.warn(
+                f"displacement: for {steps} steps the errors of both pictures have been above the reference's (winner "
+                f"{shares[0]:+.1%}, loser {shares[1]:+.1%}): the model leaves its data. Lower the learning rate or "
+                "raise loss.beta",
+                stacklevel=2,
+            )
+        return steps

@@ -1,0 +1,221 @@
+"""Where gaps come from when batches do not bring them: an arena fitted on the spot, or a table with its spread.
+
+The third way needs nothing here: ``data.gaps`` joins the margins of a table of `lightning arena gaps` to the pairs.
+
+Shape letters: N pairs of a data set, B pairs of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lightning_gen.alignment.arena_po.arena import Arena, ArenaOptions, fit_arena
+from lightning_gen.alignment.arena_po.arena_gaps import GapOptions, PairGapTable, pair_gaps
+from lightning_gen.alignment.arena_po.arena_table import Comparisons, canonical_name, read_comparisons
+from lightning_gen.alignment.arena_po.pairs import PairGaps
+from lightning_gen.data.batches import PreferenceBatch
+from lightning_gen.data.gap_table import GapTable
+
+__all__ = ["FittedGaps", "JudgedPair", "TableGaps", "drawn_comparisons", "training_comparisons"]
+
+_log = logging.getLogger(__name__)
+
+
+class JudgedPair(Protocol):
+    """Two models, and who won."""
+
+    @property
+    def models(self) -> tuple[str, str]:
+        """Names of both."""
+        ...
+
+    @property
+    def label(self) -> float:
+        """1 = the first won, 0 = the second, 0.5 = a tie."""
+        ...
+
+
+class FittedGaps:
+    """An arena of the training pairs themselves, fitted when training starts: one command in place of three.
+
+    The annotations are read once, of shards one JSON per pair. Pairs of models that never met there have no gap.
+
+    Args:
+        arena: file of `lightning arena fit` made of the same pairs; None = fitted here.
+        options: how it is fitted.
+        gaps: how gaps follow from it.
+
+    Raises:
+        ValueError: ``leave_one_out``, which two pairs of the same models do not share: use a table.
+    """
+
+    def __init__(
+        self,
+        arena: str | None = None,
+        options: ArenaOptions = ArenaOptions(),  # noqa: B008 (frozen)
+        gaps: GapOptions = GapOptions(),  # noqa: B008 (frozen)
+    ) -> None:
+        if gaps.leave_one_out:
+            raise ValueError(
+                "FittedGaps has one gap for all pairs of two models, leave_one_out one for every pair: write a table "
+                "with `lightning arena gaps` and give it to TableGaps"
+            )
+        self.path, self.options, self.how = arena, options, gaps
+        self.arena: Arena | None = None
+        self._known: dict[tuple[str, str], tuple[float, float, float]] = {}
+
+    def open(self, data: Any) -> None:
+        """Fit the arena to the training pairs of a DataModule, or check that the given one was.
+
+        Args:
+            data: the DataModule.
+
+        Raises:
+            DataError: the arena is of another data set, or the pairs have too little to say.
+            ValueError: the DataModule names no pairs to read.
+        """
+        table = training_comparisons(data)
+        self.arena = fit_arena(table, self.options) if self.path is None else Arena.load(self.path)
+        found = pair_gaps(self.arena, table, self.how)
+        self._known = _by_models(table, found)
+        standings = "; ".join(f"{one.rank}. {one.name} {one.mean:.2f}" for one in self.arena.leaderboard())
+        _log.info("arena of %d pairs: %s", len(table), standings)
+        for remark in (*table.remarks(), *self.arena.remarks(), *found.remarks):
+            _log.warning("%s", remark)
+
+    def __call__(self, batch: PreferenceBatch) -> PairGaps:
+        """Gaps of a batch, in the unit of the loss.
+
+        Args:
+            batch: pairs, on the CPU.
+
+        Returns:
+            Gaps of B pairs; NaN for models that never met.
+
+        Raises:
+            RuntimeError: training has not started.
+        """
+        if self.arena is None:
+            raise RuntimeError("the arena is fitted when training starts: call open with the DataModule first")
+        aliases = _canonical(batch.models)
+        unknown = (float("nan"),) * 3
+        rows = torch.tensor([self._known.get(names, unknown) for names in aliases], dtype=torch.float32)
+        return PairGaps(*rows.unbind(1))
+
+
+class TableGaps:
+    """A table of `lightning arena gaps`, with the spread that ``expected_margin`` needs and ``data.gaps`` leaves out.
+
+    Args:
+        path: the Parquet file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self._table: GapTable | None = None
+
+    def open(self, data: Any) -> None:
+        """Read the table.
+
+        Args:
+            data: not used: every pair is compared with its row.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DataError: it is no table of gaps, or damaged.
+        """
+        del data
+        self._table = GapTable.load(self.path)
+
+    def __call__(self, batch: PreferenceBatch) -> PairGaps:
+        """Gaps of a batch, in the unit of the loss.
+
+        Args:
+            batch: pairs, on the CPU.
+
+        Returns:
+            Gaps of B pairs; NaN for pairs without a row.
+
+        Raises:
+            DataError: the table is of another data set.
+            RuntimeError: training has not started.
+        """
+        if self._table is None:
+            raise RuntimeError("the table is read when training starts: call open first")
+        winners, losers = zip(*batch.models, strict=True)
+        found = self._table.joined(batch.winner.key, winners, losers, "a batch")
+        return PairGaps(*(torch.from_numpy(part) for part in found))
+
+
+def training_comparisons(data: Any) -> Comparisons:
+    """The annotations of a DataModule's training pairs.
+
+    Args:
+        data: draws its pairs (it has ``comparisons``), or reads them from one place.
+
+    Returns:
+        All pairs, ties among them.
+
+    Raises:
+        DataError: they cannot be read.
+        ValueError: there is no such place.
+    """
+    drawn: Callable[[], Sequence[JudgedPair]] | None = getattr(data, "comparisons", None)
+    if drawn is not None:
+        return drawn_comparisons(drawn())
+    where = getattr(data, "train", None)
+    if not isinstance(where, str):
+        raise ValueError(
+            f"an arena is fitted to the pairs of one place, and data.train is {where!r}: fit one with `lightning arena "
+            "fit` and join its gaps (data.gaps)"
+        )
+    return read_comparisons(where)
+
+
+def drawn_comparisons(pairs: Sequence[JudgedPair]) -> Comparisons:
+    """Pairs that a DataModule draws, as a table of annotations.
+
+    Args:
+        pairs: at least one.
+
+    Returns:
+        The table.
+    """
+    raw = tuple(sorted({name for pair in pairs for name in pair.models}))
+    place = {name: number for number, name in enumerate(raw)}
+    names = tuple(sorted({canonical_name(name) for name in raw}))
+    canonical = np.array([names.index(canonical_name(name)) for name in raw], np.int64)
+    first, second = (np.array([place[pair.models[side]] for pair in pairs], np.int64) for side in (0, 1))
+    outcome = np.array([pair.label for pair in pairs], np.float64)
+    counts = {"rows": len(pairs), "ties": int((outcome == 0.5).sum()), "same_model": int((first == second).sum())}
+    counts |= dict.fromkeys(("unlabelled", "blank_model_a", "blank_model_b", "low_confidence"), 0)
+    return Comparisons(
+        names, raw, canonical[first], canonical[second], first, second, outcome, np.ones(len(pairs)),
+        np.arange(len(pairs), dtype=np.int64), None, counts, "drawn pairs",
+    )  # fmt: skip
+
+
+def _by_models(table: Comparisons, found: PairGapTable) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """Canonical names of winner and loser -> gap, difference and deviation in the unit of the loss."""
+    won = table.outcome[found.rows] == 1.0
+    first, second = table.first[found.rows], table.second[found.rows]
+    winner, loser = np.where(won, first, second), np.where(won, second, first)
+    _, rows = np.unique(winner * len(table.names) + loser, return_index=True)
+    return {
+        (table.names[winner[row]], table.names[loser[row]]): (
+            float(found.margin[row]),
+            float(found.delta[row]) / found.unit,
+            float(found.scale[row]) / found.unit,
+        )
+        for row in rows.tolist()
+    }
+
+
+def _canonical(models: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(canonical_name(winner), canonical_name(loser)) for winner, loser in models]

@@ -21,11 +21,12 @@ from lightning_gen.metrics.frechet import Gaussian, Moments, frechet_distance
 from lightning_gen.metrics.geneval import GenEvalJudge
 from lightning_gen.metrics.protocol import file_sha256
 from lightning_gen.shapes.benchmark import benchmark_requests
+from lightning_gen.shapes.degraded import Degraded
 from lightning_gen.shapes.detector import ShapesDetector
 from lightning_gen.shapes.encoder import ShapesFeatures
 from lightning_gen.shapes.layout import draw_scene
 from lightning_gen.shapes.mixture import draw_request
-from lightning_gen.shapes.render import noisy, render
+from lightning_gen.shapes.render import render
 from lightning_gen.shapes.vocabulary import KINDS
 from lightning_gen.training.randomness import numpy_generator
 
@@ -83,19 +84,27 @@ def test_the_base_regenerates_its_own_score() -> None:
     assert abs(sum(right) - share * total) <= 1 + 3.3 * math.sqrt(total * share * (1 - share))
 
 
-def test_features_see_noise() -> None:
+def test_features_tell_painters_apart() -> None:
+    """The worse a painter, the farther its pictures; mild noise is overlooked, it was in the training scenes."""
     extractor = ModuleExtractor(ShapesFeatures(), "shapes-encoder")
 
-    def gaussian(purpose: str, strength: float) -> Gaussian:
+    def gaussian(purpose: str, strength: float | None) -> Gaussian:
         pictures = []
         for number in range(300):
             generator = numpy_generator(0, purpose, number)
-            picture = render(draw_scene(draw_request(generator, False, "two_object"), generator), (32, 32))
-            pictures.append(noisy(picture, generator, strength))
+            request = draw_request(generator, False, "two_object")
+            if strength is None:
+                pictures.append(render(draw_scene(request, generator), (32, 32)))
+            else:
+                pictures.append(Degraded(strength, (32, 32)).picture(request, generator))
         features = extractor(torch.stack(pictures))["pool"]
         moments = Moments(features.shape[1], features[0])
         moments.add(features)
         return moments.gaussian()
 
-    clean = gaussian("one", 0.0)
-    assert frechet_distance(clean, gaussian("two", 20.0)) > 2 * frechet_distance(clean, gaussian("two", 0.0))
+    clean = gaussian("one", None)
+    others, fair, bad = (
+        frechet_distance(clean, gaussian(name, strength))
+        for name, strength in (("two", None), ("three", 0.0), ("four", -1.5))
+    )
+    assert fair > 3 * others and bad > 1.3 * fair

@@ -83,7 +83,7 @@ def add_needs(parts: Iterable[ModelNeeds]) -> ModelNeeds:
             bytes are not given, 4 bytes are counted.
 
     Returns:
-        Their sum.
+        Their sum; weights that several need are named once.
     """
     every = list(parts)
     return ModelNeeds(
@@ -91,7 +91,7 @@ def add_needs(parts: Iterable[ModelNeeds]) -> ModelNeeds:
         frozen=sum(part.frozen for part in every),
         largest_block=max((part.largest_block for part in every), default=0),
         activation_bytes_per_token=sum(part.activation_bytes_per_token for part in every),
-        weights=tuple(weight for part in every for weight in part.weights),
+        weights=tuple(dict.fromkeys(weight for part in every for weight in part.weights)),
         float8=any(part.float8 for part in every),
         use_bytes_per_token=sum(part.use_bytes_per_token for part in every),
         frozen_bytes=sum(4 * part.frozen if part.frozen_bytes is None else part.frozen_bytes for part in every),

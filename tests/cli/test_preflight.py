@@ -12,7 +12,7 @@ from lightning_gen.cli import main
 from lightning_gen.commands import recipes, trainer
 from lightning_gen.training.footprint import memory_of_use, memory_per_rank, run_shape
 from lightning_gen.training.machine import GIB, Machine, free_disk, host_memory, inspect_machine, readable
-from lightning_gen.training.needs import add_needs
+from lightning_gen.training.needs import WeightNeed, add_needs
 from lightning_gen.training.preflight import DataNeeds, ModelNeeds, check, table
 
 LAPTOP = Machine("cpu", (), 16 * GIB, 500 * GIB)
@@ -62,6 +62,8 @@ def test_frozen_weights_may_have_a_format_of_their_own():
     assert memory_per_rank(ModelNeeds(trainable=1000, frozen=500), None, one).weights == 4 * 1000 + 4 * 500
     assert memory_per_rank(half, None, one).weights == 4 * 1000 + 1000
     both = add_needs([half, ModelNeeds(trainable=0, frozen=3)])
+    need = WeightNeed("a detector", "me/detector", False, "fetch it")
+    assert add_needs([ModelNeeds(0, weights=(need,)), ModelNeeds(0, weights=(need,))]).weights == (need,)
     assert (both.trainable, both.frozen, both.frozen_bytes) == (1000, 503, 1012)
     assert memory_of_use(half, None, one).weights == 4 * 1000
 

@@ -20,23 +20,19 @@ from lightning_gen.data.buckets import AspectBuckets
 from lightning_gen.data.dataset import Draws, Place, Request
 from lightning_gen.data.joining import WeightedShards
 from lightning_gen.data.plan import EvaluationPlan
-from lightning_gen.data.planned import Opened, PlannedDataModule, Split
+from lightning_gen.data.planned import Opened, Split
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.shards import IndexedShards
-from lightning_gen.data.sources import Source
 from lightning_gen.shapes import grammar
+from lightning_gen.shapes.drawn import DrawnDataModule
 from lightning_gen.shapes.layout import draw_scene
 from lightning_gen.shapes.mixture import TAG_SHARES, draw_request, draw_tag
-from lightning_gen.shapes.render import SMALLEST, compress, noisy, render_pixels
+from lightning_gen.shapes.render import compress, noisy, render_pixels
 from lightning_gen.shapes.scene import Scene
 from lightning_gen.shapes.vocabulary import COLORS, KINDS
 from lightning_gen.training.curriculum import BudgetStage
 from lightning_gen.training.randomness import numpy_generator
 
-__all__ = ["MIXTURES", "SceneRecipe", "SceneSource", "ShapesDataModule", "StoredRequest"]
-
-MIXTURES: Final = ("skewed", "even")
-"""How often pairs of colour and kind come: the rare ones rarely, or all alike."""
+__all__ = ["SceneRecipe", "SceneSource", "ShapesDataModule", "StoredRequest"]
 
 _PART: Final = 1 << 14
 _DEFAULT_SIZE: Final = 32
@@ -252,7 +248,7 @@ class _Shapes(AspectBuckets):
 
 
 @dataclass(eq=False, repr=False)
-class ShapesDataModule(PlannedDataModule):
+class ShapesDataModule(DrawnDataModule):
     """Pictures of the embedded world with captions and classes, drawn as they are needed.
 
     ``train``, ``val`` and ``predict`` name a mixture: ``skewed`` or ``even``. Sample n of a split is a pure function of
@@ -295,12 +291,8 @@ class ShapesDataModule(PlannedDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._shapes = _shapes_of(self.size)
-        if min(itertools.chain(*self._shapes), default=0) < SMALLEST:
-            raise ValueError(f"data.size: sides are at least {SMALLEST} pixels, got {self.size}")
-        if min(self.samples, self.val_samples, self.global_batch_size) < 1:
-            raise ValueError("data.samples, data.val_samples and data.global_batch_size must be at least 1")
-        if unknown := set(self.tags or ()) - set(TAG_SHARES):
-            raise ValueError(f"data.tags: {', '.join(sorted(unknown))} unknown, choose of {', '.join(TAG_SHARES)}")
+        amounts = self.samples, self.val_samples, self.global_batch_size
+        self._require_world(self.size, list(itertools.chain(*self._shapes)), amounts, self.tags)
         if self.labels not in ("kind", "pair"):
             raise ValueError(f"data.labels is 'kind' or 'pair', got {self.labels!r}")
         for name in ("noise_probability", "jpeg_probability"):
@@ -329,16 +321,6 @@ class ShapesDataModule(PlannedDataModule):
         shapes = _shapes_of(init_args.get("size") or _DEFAULT_SIZE)
         return (BudgetStage(_most_pixels(shapes), int(init_args.get("global_batch_size") or 64)),)
 
-    @classmethod
-    def _missing(cls, name: str, where: Any, streamed: bool) -> list[str]:
-        del streamed
-        if where is None or where in MIXTURES:
-            return []
-        return [f"data.{name}: the embedded world has no mixture {where!r}, choose {' or '.join(MIXTURES)}"]
-
-    def _source(self, shards: IndexedShards) -> Source[Any]:
-        raise NotImplementedError("scenes are drawn, not read from shards")
-
     def _open(self, split: Split) -> Opened:
         if problems := self._missing(split, getattr(self, split), False):
             raise DataError(problems[0])
@@ -356,9 +338,6 @@ class ShapesDataModule(PlannedDataModule):
     def _evaluation(self, total: int, world: int) -> EvaluationPlan:
         size = self.val_batch_size or max(world, self.global_batch_size - self.global_batch_size % world)
         return EvaluationPlan(total, size, _most_pixels(self._shapes), self._shapes[0])
-
-    def _places(self) -> list[str]:
-        return []
 
 
 def _shapes_of(size: int | Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:

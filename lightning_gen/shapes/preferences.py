@@ -20,16 +20,15 @@ from lightning_gen.data.dataset import Draws, Place, Request
 from lightning_gen.data.joining import WeightedShards
 from lightning_gen.data.order import Indices
 from lightning_gen.data.plan import EvaluationPlan
-from lightning_gen.data.planned import Opened, PlannedDataModule, Split
+from lightning_gen.data.planned import Opened, Split
 from lightning_gen.data.preferences import PairExample, StoredPair, collate_pairs
 from lightning_gen.data.quarantine import DataError
-from lightning_gen.data.shards import IndexedShards
 from lightning_gen.data.sources import Source
 from lightning_gen.data.synth.preference import STRENGTHS
 from lightning_gen.shapes.degraded import Comparison, Degraded, draw_comparison
+from lightning_gen.shapes.drawn import DrawnDataModule
 from lightning_gen.shapes.mixture import TAG_SHARES
-from lightning_gen.shapes.module import MIXTURES, SceneSource
-from lightning_gen.shapes.render import SMALLEST
+from lightning_gen.shapes.module import SceneSource
 from lightning_gen.training.curriculum import BudgetStage
 
 __all__ = ["ComparisonSource", "Judging", "PairRecipe", "ShapesPreferenceDataModule", "StoredComparison"]
@@ -211,7 +210,7 @@ class PairRecipe:
 
 
 @dataclass(eq=False, repr=False)
-class ShapesPreferenceDataModule(PlannedDataModule):
+class ShapesPreferenceDataModule(DrawnDataModule):
     """Pairs of pictures of one prompt by painters of known strength, drawn as they are needed, the preferred one first.
 
     ``train`` and ``val`` name a mixture, ``even`` or ``skewed``. Pair n of a split is a pure function of
@@ -252,12 +251,8 @@ class ShapesPreferenceDataModule(PlannedDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size < SMALLEST:
-            raise ValueError(f"data.size: sides are at least {SMALLEST} pixels, got {self.size}")
-        if min(self.samples, self.val_samples, self.global_batch_size) < 1:
-            raise ValueError("data.samples, data.val_samples and data.global_batch_size must be at least 1")
-        if unknown := set(self.tags or ()) - set(TAG_SHARES):
-            raise ValueError(f"data.tags: {', '.join(sorted(unknown))} unknown, choose of {', '.join(TAG_SHARES)}")
+        amounts = self.samples, self.val_samples, self.global_batch_size
+        self._require_world(self.size, [self.size], amounts, self.tags)
         if not 0 <= self.ties < 1 or not 0 <= self.same_model <= 1 or self.noise < 0:
             raise ValueError(
                 "data.ties lies in [0, 1), data.same_model in [0, 1], data.noise is not negative, got "
@@ -301,16 +296,6 @@ class ShapesPreferenceDataModule(PlannedDataModule):
         size = int(init_args.get("size") or _DEFAULT_SIZE)
         return (BudgetStage(size**2, int(init_args.get("global_batch_size") or _DEFAULT_BATCH)),)
 
-    @classmethod
-    def _missing(cls, name: str, where: Any, streamed: bool) -> list[str]:
-        del streamed
-        if where is None or where in MIXTURES:
-            return []
-        return [f"data.{name}: the embedded world has no mixture {where!r}, choose {' or '.join(MIXTURES)}"]
-
-    def _source(self, shards: IndexedShards) -> Source[Any]:
-        raise NotImplementedError("pairs are drawn, not read from shards")
-
     def _open(self, split: Split) -> Opened:
         where = getattr(self, split)
         if problems := self._missing(split, where, False):
@@ -337,9 +322,6 @@ class ShapesPreferenceDataModule(PlannedDataModule):
     def _evaluation(self, total: int, world: int) -> EvaluationPlan:
         size = self.val_batch_size or max(world, self.global_batch_size - self.global_batch_size % world)
         return EvaluationPlan(total, size, self.size**2, (self.size, self.size))
-
-    def _places(self) -> list[str]:
-        return []
 
 
 def _example(picture: Tensor, place: Place, caption: str) -> Example:

@@ -15,9 +15,10 @@ from lightning_gen.data.planned import Opened, Split
 from lightning_gen.data.prompts import PromptDataModule, StoredPrompt
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.shapes.benchmark import benchmark_requests
+from lightning_gen.shapes.drawn import MIXTURES
 from lightning_gen.shapes.grammar import Request
 from lightning_gen.shapes.mixture import TAG_SHARES
-from lightning_gen.shapes.module import MIXTURES, SceneSource
+from lightning_gen.shapes.module import SceneSource
 
 __all__ = ["BENCHMARK", "ShapesPromptDataModule", "ShapesPromptSource"]
 

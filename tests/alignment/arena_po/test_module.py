@@ -368,8 +368,9 @@ def test_what_cannot_work_is_refused() -> None:
 def test_a_distilled_model_is_warned_about(tmp_path: Path) -> None:
     model = module()
     model.policy.is_distilled = True
-    with pytest.warns(UserWarning, match="distilled to few steps"):
+    with pytest.warns(UserWarning, match="distilled to few steps") as caught:
         fit(model, ToyPairs(), tmp_path, steps=1)
+    assert sum("distilled to few steps" in str(one.message) for one in caught) == 1
 
 
 def test_the_numbers_of_a_step() -> None:

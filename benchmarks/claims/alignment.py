@@ -35,7 +35,6 @@ different seeds that is an hour on two cores.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import sys
@@ -47,7 +46,7 @@ import numpy as np
 from alignment_measures import measured
 from alignment_training import GROUP, LORA, OPTIMIZER, UPDATES, Policy, model_of, samples_to_reach, trained
 from harness import Budget, Claim, Comparison, main
-from report import write
+from training import shared_folder
 
 from lightning_gen.shapes.benchmark import benchmark_requests
 
@@ -89,15 +88,9 @@ def policy_folder(arm: str, seed: int, budget: Budget, folder: Path) -> Path:
     """
     if budget == QUICK:
         return folder
-    shared = folder.parents[1] / "alignment_policies" / f"{arm}-seed{seed}"
     how = {"lora": str(LORA), "optimizer": str(OPTIMIZER), "updates": UPDATES, "group": GROUP}
-    setting = json.dumps({"is": ARMS[arm], "budget": str(budget), **how}, indent=1)
-    begun = shared / "setting.json"
-    if not begun.exists():
-        write(begun, setting)
-    if begun.read_text(encoding="utf-8") != setting:
-        raise ValueError(f"{begun} belongs to another setting of this claim: move {shared} away to start anew")
-    return shared
+    shared = folder.parents[1] / "alignment_policies" / f"{arm}-seed{seed}"
+    return shared_folder(shared, {"is": ARMS[arm], "budget": str(budget), **how})
 
 
 def policy(arm: str, seed: int, budget: Budget, folder: Path) -> Policy:

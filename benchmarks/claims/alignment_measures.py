@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import torch
-from alignment_training import GUIDANCE, STEPS, asked, verdicts
+from alignment_training import GUIDANCE, STEPS, Shown, asked, verdicts
 from torch import Tensor
 
 from lightning_gen.alignment.online import Evaluation, OnlineTraining
@@ -99,7 +99,7 @@ def overall(right: Tensor, requests: Sequence[Request]) -> float:
     return statistics.fmean(of_task(right, requests).values())
 
 
-def second_opinions(rollout: Rollout, seed: int) -> dict[str, Tensor]:
+def second_opinions(rollout: Shown, seed: int) -> dict[str, Tensor]:
     """Verdicts that nobody was paid for: who only fools the detector at its threshold loses them.
 
     Args:
@@ -118,7 +118,7 @@ def second_opinions(rollout: Rollout, seed: int) -> dict[str, Tensor]:
     }
 
 
-def looks(rollout: Rollout) -> dict[str, float]:
+def looks(rollout: Shown) -> dict[str, float]:
     """Rewards of the embedded world that nobody was paid for.
 
     Args:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from claim import Budget
@@ -22,7 +22,6 @@ from training import train
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT, NFTLoss
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
 from lightning_gen.alignment.online import Evaluation, OnlineTraining, Updates
-from lightning_gen.alignment.rollout import Rollout
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import PromptBatch
 from lightning_gen.data.prompts import PromptDataModule
@@ -48,6 +47,7 @@ __all__ = [
     "UPDATES",
     "LearningCurve",
     "Policy",
+    "Shown",
     "asked",
     "fresh_requests",
     "held_out_requests",
@@ -183,7 +183,31 @@ def asked(requests: Sequence[Request], pictures: int = 1) -> PromptBatch:
     )
 
 
-def verdicts(images: Tensor, rollout: Rollout, rules: GenEvalRules | None = None) -> Tensor:
+class Shown(Protocol):
+    """Pictures with what was asked for, as a ``Rollout`` is."""
+
+    @property
+    def images(self) -> Tensor:
+        """Float, (B, 3, H, W) in [0, 1]."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """B texts."""
+        ...
+
+    @property
+    def metadata(self) -> Sequence[Mapping[str, Any]]:
+        """B of them."""
+        ...
+
+    @property
+    def keys(self) -> Tensor:
+        """int64, (B,), that name the pictures."""
+        ...
+
+
+def verdicts(images: Tensor, rollout: Shown, rules: GenEvalRules | None = None) -> Tensor:
     """GenEval's verdict on every picture, with the exact detector.
 
     Args:

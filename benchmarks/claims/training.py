@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Timer
+from report import write
 
 from lightning_gen.training.checkpoint import AtomicCheckpointIO, RunCheckpoint, newest
 
-__all__ = ["train"]
+__all__ = ["shared_folder", "train"]
 
 
 def train(
@@ -63,6 +66,27 @@ def train(
     if trainer.global_step < steps:
         raise RuntimeError(f"training under {folder} ended after {trainer.global_step} of {steps} steps")
     return clock.time_elapsed("train")
+
+
+def shared_folder(folder: Path, setting: Mapping[str, Any]) -> Path:
+    """A folder of a policy that several claims look at: whichever comes first trains it.
+
+    Args:
+        folder: made if it does not exist.
+        setting: what the policy is made with, plain JSON values.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: it holds a policy of another setting.
+    """
+    text, begun = json.dumps(setting, indent=1), folder / "setting.json"
+    if not begun.exists():
+        write(begun, text)
+    if begun.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{begun} belongs to another setting of this claim: move {folder} away to start anew")
+    return folder
 
 
 @contextlib.contextmanager

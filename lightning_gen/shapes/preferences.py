@@ -25,6 +25,7 @@ from lightning_gen.data.preferences import PairExample, StoredPair, collate_pair
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.sources import Source
 from lightning_gen.data.synth.preference import STRENGTHS
+from lightning_gen.shapes.benchmark import benchmark_requests
 from lightning_gen.shapes.degraded import Comparison, Degraded, draw_comparison
 from lightning_gen.shapes.drawn import DrawnDataModule
 from lightning_gen.shapes.mixture import TAG_SHARES
@@ -230,6 +231,8 @@ class ShapesPreferenceDataModule(DrawnDataModule):
         noise: of the labels; 0 = the stronger painter always wins.
         ties: share of pairs without a winner, in [0, 1); they are drawn and left out.
         same_model: share of pairs by one painter, in [0, 1].
+        benchmark_prompts: whether pairs for the prompts of ``shapes.benchmark`` come, a fifth of what is drawn; without
+            them, what was learned can be measured there. They are among the :meth:`comparisons` all the same.
 
     Raises:
         ValueError: a size below 32 pixels, an unknown tag, fewer than two painters, or a number outside its range.
@@ -248,6 +251,7 @@ class ShapesPreferenceDataModule(DrawnDataModule):
     noise: float = 1.0
     ties: float = 0.0
     same_model: float = 0.0
+    benchmark_prompts: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,10 +315,10 @@ class ShapesPreferenceDataModule(DrawnDataModule):
 
     def _left_out(self, source: Source[Any], split: Split) -> Indices:
         del split
-        if self.ties == 0:
-            return np.empty(0, np.int64)
-        tied = [source.read(index).comparison.label == 0.5 for index in range(len(source))]
-        return np.flatnonzero(np.array(tied, np.bool_)).astype(np.int64)
+        taken = frozenset() if self.benchmark_prompts else {one.prompt() for one in benchmark_requests()}
+        drawn = (source.read(index).comparison for index in range(len(source)))
+        out = [number for number, one in enumerate(drawn) if one.label == 0.5 or one.request.prompt() in taken]
+        return np.array(out, np.int64)
 
     def _recipe(self, split: Split) -> PairRecipe:
         return PairRecipe(split == "train", self.painters)

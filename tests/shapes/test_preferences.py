@@ -12,6 +12,7 @@ import torch
 from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.data.synth.preference import STRENGTHS
+from lightning_gen.shapes.benchmark import benchmark_requests
 from lightning_gen.shapes.grammar import parse_prompt
 from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 
@@ -76,10 +77,21 @@ def test_without_noise_a_pair_of_one_painter_is_a_coin() -> None:
 
 
 def test_validation_has_pairs_of_its_own_and_every_one_counts_once() -> None:
-    data = pairs()
+    data = pairs(benchmark_prompts=True)
     found = [batch.winner.index[batch.winner.valid] for batch in data.evaluation_loader("val")]
     assert sorted(torch.cat(found).tolist()) == list(range(12))
     assert data.comparisons("val")[0] != data.comparisons("train")[0]
+
+
+def test_pairs_for_prompts_of_the_benchmark_are_left_out() -> None:
+    benchmark = {one.prompt() for one in benchmark_requests()}
+    data = pairs(samples=256)
+    drawn = [pair.request.prompt() for pair in data.comparisons()]
+    kept = [number for number, prompt in enumerate(drawn) if prompt not in benchmark]
+    assert 0.1 < 1 - len(kept) / len(drawn) < 0.4
+    seen = torch.cat([batch.winner.index for batch in batches(data)]).tolist()
+    assert set(seen) <= set(kept) and len(seen) > len(kept) - 8
+    assert len(batches(pairs(samples=256, benchmark_prompts=True))) == 32
 
 
 @pytest.mark.parametrize(

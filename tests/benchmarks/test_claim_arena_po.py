@@ -1,0 +1,210 @@
+"""Claims of ArenaPO: arms, worlds, measures, and their runs at the quick budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_gen.alignment.arena_po.objectives import GAP_MODES, LossMode
+from lightning_gen.alignment.arena_po.sources import drawn_comparisons
+from lightning_gen.shapes.benchmark import benchmark_requests
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "claims"
+
+
+@pytest.fixture(autouse=True)
+def importable() -> None:
+    """The commands of that folder import each other by name; the path is put back after the test."""
+    sys.path.insert(0, str(FOLDER))
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def claim(name: str) -> Any:
+    return next(one for one in part("arena_po").CLAIMS if one.name == f"arena_po_{name}")
+
+
+# ------------------------------------------------------------------ what is compared
+
+
+def test_what_decides_is_fixed() -> None:
+    deciding = {
+        (one.name, asked.measure, asked.first, asked.second, asked.expects, asked.margin)
+        for one in part("arena_po").CLAIMS
+        for asked in one.comparisons
+        if asked.expects
+    }
+    assert deciding == {
+        ("arena_po_capabilities", "correlation@usual", "ep_sequential", None, "higher", 0.97),
+        ("arena_po_capabilities", "correlation@noisy", "ep_sequential", None, "higher", 0.9),
+        ("arena_po_reward", "reward", "arena_po", "diffusion_dpo", "higher", 0.01),
+        ("arena_po_reward", "reward", "arena_po", "fixed_margin", "higher", 0.01),
+        ("arena_po_noise", "above dpo", "noisy", "sure", "higher", 0.01),
+        ("arena_po_noise", "above fixed", "noisy", "sure", "higher", 0.01),
+        ("arena_po_spread", "above dpo", "wide", "narrow", "higher", 0.01),
+        ("arena_po_spread", "above fixed", "wide", "narrow", "higher", 0.01),
+    }
+    for one in part("arena_po").CLAIMS:
+        assert len(one.seeds) >= 3 and (one.budget.steps, one.budget.batch) == (160, 32)
+    assert claim("reward").budget.measured_on == len(benchmark_requests())
+
+
+def test_every_loss_and_both_readings_are_arms() -> None:
+    arms = part("preference_training").ARMS.values()
+    assert {arm.mode for arm in arms} == set(get_args(LossMode)) and len(set(arms)) == len(arms)
+    for mode in GAP_MODES:
+        assert {arm.variance for arm in arms if arm.mode == mode} == {"performance", "capability"}
+    assert set(claim("reward").arms) == {"base", *part("preference_training").ARMS}
+
+
+def test_arms_differ_by_their_loss_alone() -> None:
+    training = part("preference_training")
+    cache = training.CacheSettings("somewhere", draws=1)
+    models = {name: training.model_of(arm, 3, cache) for name, arm in training.ARMS.items()}
+    plain = models["diffusion_dpo"]
+    for name, model in models.items():
+        assert model.loss == dataclasses.replace(plain.loss, mode=training.ARMS[name].mode)
+        for same in ("_lora", "optimizer", "warmup", "times", "error", "drop_rate", "samples", "seed"):
+            assert getattr(model, same) == getattr(plain, same)
+        # What a cache cannot know is computed.
+        assert (model._caching is None) == (training.ARMS[name].mode in ("dspo", "sft", "mapo"))
+    assert models["arena_po"].gap_source.how.variance == "performance"
+    assert models["arena_po_capability"].gap_source.how.variance == "capability"
+    # A fixed margin is the mean of the gaps.
+    assert models["arena_po"].gap_source.how.normalisation == "mean" and plain.loss.strength == 1.0
+
+
+# ------------------------------------------------------------------ worlds
+
+
+def test_worlds_of_a_seed_differ_by_labels_and_strengths_alone() -> None:
+    training, budget = part("preference_training"), part("arena_po").QUICK
+    usual, noisy, wide = (
+        training.pairs_of(training.WORLDS[name], 1, dataclasses.replace(budget, steps=100))
+        for name in ("usual", "noisy", "wide")
+    )
+    for data in (usual, noisy, wide):
+        data.setup("fit")
+    told = [data.comparisons() for data in (usual, noisy, wide)]
+    for one, other, third in zip(*told, strict=True):
+        assert one.request == other.request == third.request and one.models == other.models == third.models
+    weaker = [sum(_upset(data, pair) for pair in pairs) for data, pairs in zip((usual, noisy, wide), told, strict=True)]
+    assert weaker[2] < weaker[0] < weaker[1]
+    assert wide.painters["poor"] == 1.5 * usual.painters["poor"] == 1.5 * noisy.painters["poor"]
+    # As many pairs for other prompts as a run needs.
+    benchmark = {one.prompt() for one in benchmark_requests()}
+    loader = usual.train_loader(0)
+    captions = [caption for batch in loader for caption in batch.winner.caption]
+    assert len(captions) >= 100 * budget.batch and not benchmark & set(captions)
+
+
+def _upset(data: Any, pair: Any) -> bool:
+    first, second = (data.painters[name] for name in pair.models)
+    return (first > second) != (pair.label == 1)
+
+
+# ------------------------------------------------------------------ measures
+
+
+def test_accuracy_and_order_of_a_policy_that_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = part("preference_training")
+    strengths = training.ShapesPreferenceDataModule(train=None, val="even").painters
+
+    def knows(model: Any, batch: Any, draw: int) -> torch.Tensor:
+        first, second = (torch.tensor([strengths[pair[side]] for pair in batch.models]) for side in (0, 1))
+        return torch.stack([-first, -second]) + (-1) ** draw  # noise of a draw, which the mean takes out
+
+    monkeypatch.setattr(training, "_drifts", knows)
+    found = training.judged(None, 32)
+    assert found["accuracy"] == 1 and found["order"] == pytest.approx(1)
+    assert found["drift@first"] < found["drift@second"]
+    monkeypatch.setattr(training, "_drifts", lambda *arguments: -knows(*arguments))
+    found = training.judged(None, 32)
+    assert found["accuracy"] == 0 and found["order"] == pytest.approx(-1)
+
+
+def test_an_untrained_policy_has_no_preference_and_a_changed_one_has() -> None:
+    training = part("preference_training")
+    model = training.model_of(training.ARMS["sft"], 0)
+    model.configure_model()
+    start = training.measured(model, benchmark_requests()[::100], 0, 8)
+    assert start["accuracy"] == 0.5 and start["order"] == start["drift@first"] == start["drift@second"] == 0
+    assert 0 <= start["score@plain"] <= 1 and 0 <= start["reward"] <= 1
+    with torch.no_grad():
+        for name, value in model.policy.network.named_parameters():
+            if value.requires_grad and "lora" in name.lower():
+                value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
+    changed = training.measured(model, benchmark_requests()[::100], 0, 8)
+    assert changed["drift@first"] != 0 and changed["reward"] < start["reward"]
+
+
+def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands = part("arena_po")
+    rewards = {"arena_po": 0.7, "diffusion_dpo": 0.6, "fixed_margin": 0.8}
+    monkeypatch.setattr(commands, "tuned", lambda arm, world, seed, budget, folder: arm)
+    monkeypatch.setattr(commands, "measured", lambda arm, *rest: {"reward": rewards[arm], "accuracy": rewards[arm] / 2})
+    found = commands.advantage("noisy", 0, commands.QUICK, tmp_path)
+    assert found["above dpo"] == pytest.approx(0.1) and found["above fixed"] == pytest.approx(-0.1)
+    assert found["accuracy above dpo"] == pytest.approx(0.05) and found["reward@fixed_margin"] == 0.8
+
+
+def test_an_arena_is_held_against_the_true_probabilities() -> None:
+    commands, training = part("arena_po"), part("preference_training")
+    data = training.pairs_of(training.WORLDS["usual"], 0, claim("capabilities").budget, strengths=[1.0, 0.0, -0.5])
+    data.setup("fit")
+    table = drawn_comparisons(data.comparisons())
+    arena = commands.fit_arena(table)
+    true = np.array([data.painters[name] for name in table.names])
+    right, wrong = commands.told(arena, true), commands.told(arena, -true)
+    assert right["error"] < 0.03 and right["covered"] >= 2 / 3
+    assert wrong["error"] > 0.2 and wrong["covered"] == 0
+    rates = commands._win_rates(table, 3)
+    assert np.argsort(rates).tolist() == np.argsort(true).tolist() and rates.mean() == pytest.approx(0.5, abs=0.02)
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_all_claims_look_at_the_same_policies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commands, training = part("arena_po"), part("preference_training")
+    trained: list[Path] = []
+    monkeypatch.setattr(training, "train", lambda model, data, steps, folder, save_every: trained.append(folder))
+    monkeypatch.setattr(commands, "measured", lambda model, *rest: {"reward": 0.5, "accuracy": 0.5})
+    commands.reward("arena_po", 1, commands.FULL, tmp_path / "arena_po_reward" / "arena_po-seed1")
+    commands.advantage("usual", 1, commands.FULL, tmp_path / "arena_po_noise" / "usual-seed1")
+    assert len(trained) == 4 and len(set(trained)) == 3 and trained[0] == trained[1]
+    assert trained[0].parent == tmp_path / "arena_po_policies"
+    monkeypatch.setattr(training, "BETA", 7.0)
+    with pytest.raises(ValueError, match="belongs to another setting"):
+        commands.reward("arena_po", 1, commands.FULL, tmp_path / "arena_po_reward" / "arena_po-seed1")
+
+
+def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = part("arena_po")
+
+    def run(name: str, *arms: str) -> dict[str, Any]:
+        chosen = [word for arm in arms for word in ("--arm", arm)]
+        options = ["--quick", "--seed", "0", "--runs", str(tmp_path), "--out", str(tmp_path / "out")]
+        assert commands.main([claim(name)], [*chosen, *options]) == 0
+        return {
+            arm: json.loads((tmp_path / f"arena_po_{name}_quick" / f"{arm}-seed0.json").read_text())["numbers"]
+            for arm in arms
+        }
+
+    found = run("reward", "base", "arena_po", "dspo")
+    assert found["base"]["drift@first"] == 0 != found["arena_po"]["drift@first"]
+    assert {"reward@guided", "score@sure", "harmony", "accuracy"} <= set(found["dspo"])
+    assert set(run("noise", "noisy")["noisy"]) >= {"above dpo", "above fixed", "reward@arena_po"}
+    found = run("capabilities", "ep_sequential", "win_rate")
+    assert found["ep_sequential"]["correlation@sure"] > 0.9 and "covered@usual" not in found["win_rate"]
+    assert not (tmp_path / "out").exists() and not (tmp_path / "arena_po_policies").exists()

@@ -205,6 +205,15 @@ def test_float16_clips_the_gradient_and_not_its_scaled_copy(kind: str, tmp_path:
     assert norms[1] == pytest.approx(norms[0], rel=0.05) and norms[0] > 0
 
 
+@pytest.mark.parametrize(("kind", "guidance"), [("grpo", 1), ("nft", 0)])
+def test_prompts_are_encoded_once_for_all_passes_of_a_micro_batch(kind: str, guidance: int, tmp_path: Path) -> None:
+    model: Any = stepped(kind, tmp_path)
+    rollout, encode, seen = model.sample(_batch(prompts(tmp_path))), model.policy.encode_prompts, []
+    model.policy.encode_prompts = lambda texts: seen.append(tuple(texts)) or encode(texts)
+    watched(model, rollout, torch.ones(8))
+    assert seen[0] == tuple(rollout.prompts) and seen[1:] == [("",) * 8] * guidance
+
+
 def test_means_are_weighted_and_begin_anew() -> None:
     means = RunningMeans()
     means.add("b", torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]))

@@ -22,6 +22,7 @@ from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import PromptBatch
 from lightning_gen.flow import paths
 from lightning_gen.flow.solvers import SOLVERS
+from lightning_gen.interfaces import Conditioning
 from lightning_gen.rewards.advantages import AdvantageMode, AdvantageSettings, optimality
 from lightning_gen.rewards.rewards import RewardSuite
 from lightning_gen.training.optim import AdamW
@@ -221,8 +222,10 @@ class DiffusionNFT(OnlineTraining):
         for part in micro_batches(len(share.rows), self.updates.micro_batch_size):
             rows, weights = share.rows[part], share.weights[part]
             times = self.trained_times(rollout, rows)
+            with torch.no_grad():
+                text = self.policy.encode_prompts([rollout.prompts[row] for row in rows.tolist()])
             for number in range(count):
-                losses = self.time_losses(rollout, worth, rows, weights, times[:, number], number)
+                losses = self.time_losses(rollout, worth, rows, weights, times[:, number], number, text)
                 self.watch("train/loss", losses, weights)
                 self.manual_backward((weights * losses).sum() / count)
 
@@ -243,7 +246,14 @@ class DiffusionNFT(OnlineTraining):
         return grid[draws.argsort(1)].float()
 
     def time_losses(
-        self, rollout: Rollout, worth: Tensor, rows: Tensor, weights: Tensor, t: Tensor, number: int
+        self,
+        rollout: Rollout,
+        worth: Tensor,
+        rows: Tensor,
+        weights: Tensor,
+        t: Tensor,
+        number: int,
+        text: Conditioning,
     ) -> Tensor:
         """Losses of a micro-batch, every picture at one time.
 
@@ -254,6 +264,7 @@ class DiffusionNFT(OnlineTraining):
             weights: of the rows, for what is logged.
             t: time of each, (rows,).
             number: of the time; every one has noise of its own.
+            text: prompts of the micro-batch, encoded once for all times.
 
         Returns:
             (rows,).
@@ -261,10 +272,8 @@ class DiffusionNFT(OnlineTraining):
         how, x_0 = self.loss, rollout.latents[rows]
         shape, step = tuple(x_0.shape[1:]), self.trainer.global_step
         x_t = paths.noised(x_0, normal(self.seed, f"forward noise {number}", step, rollout.keys[rows], shape), t)
-        with torch.no_grad():
-            text = self.policy.encode_prompts([rollout.prompts[row] for row in rows.tolist()])
-            with self.bank.using(OLD):
-                v_old = self.policy.velocity(x_t, t, text)
+        with torch.no_grad(), self.bank.using(OLD):
+            v_old = self.policy.velocity(x_t, t, text)
         v = self.policy.velocity(x_t, t, text)
         losses = how.advantage_clip * nft_losses(v, v_old, x_t, x_0, t, worth[rows], how.strength, how.weighting)
         self.watch("train/old_distance", reference_losses(v, v_old), weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from lightning_gen.alignment.rollout import (
 )
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import PromptBatch
+from lightning_gen.flow.solvers import Velocity
 from lightning_gen.flow.transitions import DivergenceForm, Kind, Stochasticity, Transition, gaussian_divergence
 from lightning_gen.rewards.advantages import AdvantageSettings
 from lightning_gen.rewards.rewards import RewardSuite
@@ -190,12 +190,15 @@ class FlowGRPO(OnlineTraining):
         """
         for part in micro_batches(len(share.rows), self.updates.micro_batch_size):
             rows, weights = share.rows[part], share.weights[part]
+            field = self.field([rollout.prompts[row] for row in rows.tolist()], self.how.guidance)
             for place in range(len(rollout.steps)):
-                losses = self.step_losses(rollout, advantages, rows, weights, place)
+                losses = self.step_losses(rollout, advantages, rows, weights, place, field)
                 self.watch("train/loss", losses, weights)
                 self.manual_backward((weights * losses).sum() / len(rollout.steps))
 
-    def step_losses(self, rollout: Rollout, advantages: Tensor, rows: Tensor, weights: Tensor, place: int) -> Tensor:
+    def step_losses(
+        self, rollout: Rollout, advantages: Tensor, rows: Tensor, weights: Tensor, place: int, field: Velocity
+    ) -> Tensor:
         """Losses of one denoising step of a micro-batch.
 
         Args:
@@ -204,13 +207,15 @@ class FlowGRPO(OnlineTraining):
             rows: of the micro-batch, int64.
             weights: of the rows, for what is logged.
             place: of the step among the trained ones.
+            field: the policy with the prompts of the micro-batch, which are encoded once for all steps.
 
         Returns:
             (rows,).
         """
         walk = rollout.trajectory
         assert walk is not None
-        v = self._velocity(rollout, rows, place)
+        state, t = walk.states[rows, place], float(rollout.times[rollout.steps[place]])
+        v = field(state, t)
         transition = self._transition(rollout, rows, place, v)
         log_prob = self.how.stochasticity().log_prob(walk.actions[rows, place], transition)
         ratio = probability_ratio(log_prob, walk.log_probs[rows, place])
@@ -223,16 +228,10 @@ class FlowGRPO(OnlineTraining):
             return losses
         # Without a weight the divergence is only watched, at the last trained step, where it is largest.
         with torch.no_grad(), self.bank.disabled():
-            reference = self._transition(rollout, rows, place, self._velocity(rollout, rows, place))
+            reference = self._transition(rollout, rows, place, field(state, t))
         divergence = gaussian_divergence(transition, reference, self.kl_form)
         self.watch("train/kl", divergence, weights)
         return losses if self.kl == 0 else losses + self.kl * divergence
-
-    def _velocity(self, rollout: Rollout, rows: Tensor, place: int) -> Tensor:
-        assert rollout.trajectory is not None
-        prompts: Sequence[str] = [rollout.prompts[row] for row in rows.tolist()]
-        field = self.field(prompts, self.how.guidance)
-        return field(rollout.trajectory.states[rows, place], float(rollout.times[rollout.steps[place]]))
 
     def _transition(self, rollout: Rollout, rows: Tensor, place: int, v: Tensor) -> Transition:
         assert rollout.trajectory is not None

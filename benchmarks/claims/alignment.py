@@ -44,7 +44,7 @@ from typing import Final
 
 import numpy as np
 from alignment_measures import measured
-from alignment_training import GROUP, LORA, OPTIMIZER, UPDATES, Policy, model_of, samples_to_reach, trained
+from alignment_training import Policy, model_of, samples_to_reach, setting, trained
 from harness import Budget, Claim, Comparison, main
 from training import shared_folder
 
@@ -88,9 +88,8 @@ def policy_folder(arm: str, seed: int, budget: Budget, folder: Path) -> Path:
     """
     if budget == QUICK:
         return folder
-    how = {"lora": str(LORA), "optimizer": str(OPTIMIZER), "updates": UPDATES, "group": GROUP}
     shared = folder.parents[1] / "alignment_policies" / f"{arm}-seed{seed}"
-    return shared_folder(shared, {"is": ARMS[arm], "budget": str(budget), **how})
+    return shared_folder(shared, {"is": ARMS[arm], "budget": str(budget), **setting()})
 
 
 def policy(arm: str, seed: int, budget: Budget, folder: Path) -> Policy:

@@ -5,20 +5,23 @@
     python benchmarks/claims/arena_po.py --claim arena_po_reward --seed 0 --arm arena_po
     python benchmarks/claims/arena_po.py --quick                                  # does everything run?
 
-The shipped base (``shapes_base``) learns from pairs of pictures by four painters of known strength, who make more
-faults the weaker they are: wrong colours and kinds, missing objects, blur and noise. Labels are noisy and look at the
-painters alone: P(a wins) = sigmoid((s_a - s_b) / noise). No arm sees the strengths: ArenaPO fits an arena to labels.
+The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself, some of them degraded: with
+guidance, as it is, and with more or less noise on their weights. Who is preferred is noisy: P(a wins) = sigmoid((r_a -
+r_b) / noise), r = how much of what the prompt asks for the exact detector finds. No arm sees r, or which copy is good:
+ArenaPO fits an arena to the labels.
 
 arena_po_reward: every loss, and both readings of the gap's variance where a loss has a gap, at equal steps on the same
 pairs. arena_po_noise and arena_po_spread: what ArenaPO has above Diffusion-DPO and above a fixed margin, where labels
-are nearly certain or much noisier, and where painters are closer or further apart. arena_po_capabilities: twelve
-painters of even strengths, whom the arena has to tell apart by the labels alone.
+are nearly certain or much noisier, and where copies are closer or further apart. arena_po_capabilities: twelve painters
+of known strengths, who draw scenes with more faults the weaker they are; the arena has to tell them apart by labels,
+P(a wins) = sigmoid((s_a - s_b) / noise).
 
-Figures: ``reward`` is the true one, how much of what the prompt asks for the exact detector finds in a picture without
-guidance, the mean over the 553 prompts of the benchmark, for which nobody trains; ``reward@guided`` with guidance 3;
-``score`` GenEval's. ``accuracy`` is the share of held-out pairs whose stronger painter the policy itself prefers,
-``order`` Spearman's correlation of that preference with the difference of the strengths, ``drift`` how much further off
-than the base the policy is. ``above dpo`` and ``above fixed`` are ArenaPO's reward minus the other's of the same seed.
+Figures: ``reward`` is the true one, the mean of r without guidance over the 553 prompts of the benchmark, for which
+nobody trains; ``reward@guided`` with guidance 3; ``score`` GenEval's. ``capabilities`` is the correlation of what the
+arena says about the four copies with the mean of r over their pictures. ``accuracy`` is the share of pairs by painters
+whose better one the policy itself prefers, ``order`` Spearman's correlation of that preference with the difference of
+their strengths, ``drift`` how much further off than the base the policy is. ``above dpo`` and ``above fixed`` are
+ArenaPO's reward minus the other's of the same seed.
 
 Temperature and learning rate were chosen for Diffusion-DPO, on prompts that are not in the benchmark; the others have
 them from it.
@@ -33,8 +36,9 @@ from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
+from copies import WORLDS, qualities
 from harness import Budget, Claim, Comparison, main
-from preference_training import ARMS, WORLDS, measured, model_of, pairs_of, tuned
+from preference_training import ARMS, measured, model_of, tuned
 
 from lightning_gen.alignment.arena_po.arena import Arena, fit_arena
 from lightning_gen.alignment.arena_po.arena_calibration import predicted_wins
@@ -43,11 +47,20 @@ from lightning_gen.alignment.arena_po.arena_table import Comparisons
 from lightning_gen.alignment.arena_po.sources import drawn_comparisons
 from lightning_gen.shapes.benchmark import benchmark_requests
 from lightning_gen.shapes.grammar import Request
+from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 
 FULL: Final = Budget(steps=160, batch=32, measured_on=553)
-QUICK: Final = Budget(steps=2, batch=4, measured_on=6)
+QUICK: Final = Budget(steps=2, batch=16, measured_on=6)
 MARGIN: Final = 0.01
 """Of the reward, in [0, 1]: a hundredth of what is asked for."""
+PAINTERS: Final[Mapping[str, dict[str, float]]] = {
+    "usual": {},
+    "sure": {"noise": 0.3},
+    "noisy": {"noise": 3.0},
+    "narrow": {"spread": 0.5},
+    "wide": {"spread": 1.5},
+}
+"""Noise of the labels and factor of the strengths, where they are not 1."""
 STRENGTHS: Final = [round(float(strength), 3) for strength in np.linspace(2.0, -2.0, 12)]
 """Of the painters whom the arena tells apart."""
 HELD_AGAINST: Final = {"dpo": "diffusion_dpo", "fixed": "fixed_margin"}
@@ -87,9 +100,16 @@ def reward(arm: str, seed: int, budget: Budget, folder: Path) -> Mapping[str, fl
     if arm == "base":
         model = model_of(ARMS["diffusion_dpo"], seed)
         model.configure_model()
-    else:
-        model = tuned(arm, "usual", seed, budget, _policies(folder, budget))
-    return measured(model, _requests(budget), seed, _judges(budget))
+        return measured(model, _requests(budget), seed, _judges(budget))
+    found = tuned(arm, "usual", seed, budget, _policies(folder, budget))
+    numbers = measured(found.model, _requests(budget), seed, _judges(budget))
+    source = getattr(found.model, "gap_source", None)
+    if source is None:
+        return numbers
+    true = qualities(found.pairs)
+    names = sorted(set(true) & set(source.arena.names))
+    fitted = source.arena.mean[source.arena.numbers(names)]
+    return {**numbers, "capabilities": float(np.corrcoef(fitted, [true[name] for name in names])[0, 1])}
 
 
 def advantage(world: str, seed: int, budget: Budget, folder: Path) -> Mapping[str, float]:
@@ -106,7 +126,7 @@ def advantage(world: str, seed: int, budget: Budget, folder: Path) -> Mapping[st
     """
     arms = ("arena_po", *HELD_AGAINST.values())
     found = {
-        arm: measured(tuned(arm, world, seed, budget, _policies(folder, budget)), _requests(budget), seed,
+        arm: measured(tuned(arm, world, seed, budget, _policies(folder, budget)).model, _requests(budget), seed,
                       _judges(budget))
         for arm in arms
     }  # fmt: skip
@@ -126,7 +146,7 @@ def capabilities(solver: str, seed: int, budget: Budget, folder: Path) -> Mappin
     Args:
         solver: one of the package's, or ``win_rate``, the share of games that a painter has won.
         seed: of pairs and labels.
-        budget: the number of labels is that of a policy's training.
+        budget: its steps times its batch is the number of labels.
         folder: not used.
 
     Returns:
@@ -136,8 +156,10 @@ def capabilities(solver: str, seed: int, budget: Budget, folder: Path) -> Mappin
     """
     del folder
     numbers: dict[str, float] = {}
-    for name, world in WORLDS.items():
-        data = pairs_of(world, seed, budget, strengths=STRENGTHS)
+    for name, judging in PAINTERS.items():
+        data = ShapesPreferenceDataModule(
+            samples=budget.steps * budget.batch, strengths=STRENGTHS, seed=seed, **judging
+        )
         data.setup("fit")
         table = drawn_comparisons(data.comparisons())
         true = np.array([data.painters[painter] for painter in table.names])
@@ -146,7 +168,7 @@ def capabilities(solver: str, seed: int, budget: Budget, folder: Path) -> Mappin
         else:
             arena = fit_arena(table, ArenaOptions(solver=cast(Solver, solver)))
             fitted = arena.mean
-            numbers |= {f"{kind}@{name}": value for kind, value in told(arena, true / world.noise).items()}
+            numbers |= {f"{kind}@{name}": value for kind, value in told(arena, true / data.noise).items()}
         numbers[f"correlation@{name}"] = float(np.corrcoef(fitted, true)[0, 1])
         found, wanted = (np.argsort(np.argsort(values)) for values in (fitted, true))
         numbers[f"order@{name}"] = float(np.corrcoef(found, wanted)[0, 1])
@@ -234,19 +256,19 @@ CLAIMS: Final = (
         arms=_SOLVERS,
         baseline="win_rate",
         seeds=(0, 1, 2, 3, 4),
-        budget=Budget(FULL.steps, FULL.batch, len(STRENGTHS)),
-        equal="the same labels, 7 in 10 for prompts outside the benchmark; no arm knows their noise",
-        quick=Budget(64, 4, len(STRENGTHS)),
+        budget=Budget(256, 32, len(STRENGTHS)),
+        equal="the same 8,192 labels; no arm knows how noisy they are",
+        quick=Budget(100, 4, len(STRENGTHS)),
         comparisons=(
             *(Comparison(name, "ep_sequential", None, "higher", share) for name, share in ENOUGH.items()),
-            *(Comparison(f"correlation@{world}", solver, None) for solver in _SOLVERS for world in WORLDS),
-            *(Comparison(f"order@{world}", "ep_sequential", "win_rate") for world in WORLDS),
+            *(Comparison(f"correlation@{world}", solver, None) for solver in _SOLVERS for world in PAINTERS),
+            *(Comparison(f"order@{world}", "ep_sequential", "win_rate") for world in PAINTERS),
             *(
                 Comparison(f"{kind}@{world}", solver, None)
                 for kind in ("error", "covered")
                 for solver in _SOLVERS
                 if solver != "win_rate"
-                for world in WORLDS
+                for world in PAINTERS
             ),
         ),
         run=capabilities,
@@ -264,6 +286,7 @@ CLAIMS: Final = (
         comparisons=(
             *(Comparison("reward", "arena_po", arm, "higher", MARGIN) for arm in HELD_AGAINST.values()),
             Comparison("reward", "diffusion_dpo", "base"),
+            Comparison("capabilities", "arena_po", None),
             *(Comparison("reward", arm, "diffusion_dpo") for arm in _OTHERS if arm != "arena_po"),
             *(
                 Comparison(name, arm, "diffusion_dpo")

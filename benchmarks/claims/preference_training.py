@@ -1,4 +1,4 @@
-"""Training on pairs in the embedded world, as ArenaPO's claims need it: worlds, arms, a tuned policy and its numbers.
+"""Training on pairs in the embedded world, as ArenaPO's claims need it: arms, a tuned policy and its numbers.
 
 Shape letters: P pairs.
 """
@@ -9,12 +9,13 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from alignment_measures import looks, of_task, overall, second_opinions
 from alignment_training import BASE, GUIDANCE, LORA, STEPS, asked, verdicts
 from claim import Budget
+from copies import WORLDS, pairs_of
 from torch import Tensor
 from training import shared_folder, train
 
@@ -27,6 +28,7 @@ from lightning_gen.alignment.arena_po.pairs import PairGaps, ReadyPairs
 from lightning_gen.alignment.arena_po.settings import PairTimes, SampleSettings, WarmupConstant
 from lightning_gen.alignment.arena_po.sources import FittedGaps
 from lightning_gen.data.batches import PreferenceBatch
+from lightning_gen.data.preferences import PreferenceDataModule
 from lightning_gen.metrics.manifold.correlation import spearman_rho
 from lightning_gen.shapes.grammar import Request
 from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
@@ -35,15 +37,14 @@ from lightning_gen.training.optim import AdamW
 
 __all__ = [
     "ARMS",
-    "WORLDS",
     "Arm",
     "Made",
-    "World",
+    "Tuned",
+    "data_of",
     "judged",
     "made",
     "measured",
     "model_of",
-    "pairs_of",
     "policy_folder",
     "tuned",
 ]
@@ -54,34 +55,12 @@ OPTIMIZER: Final = AdamW(2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
 WARMUP: Final = WarmupConstant(10)
 TIMES: Final = PairTimes("logit_normal", shift=2.0)
 SAVE_EVERY: Final = 80
-SPARE: Final = 1.6
-"""Pairs that are drawn for one that is trained on: those for prompts of the benchmark are left out."""
+PASSES: Final = 2
+"""How often every pair is learned from, at another time and with other noise."""
 JUDGED: Final = 256
-"""Held-out pairs, without noise in their labels."""
+"""Held-out pairs."""
 DRAWS: Final = 4
 """Times and noises of a held-out pair."""
-
-
-@dataclasses.dataclass(frozen=True)
-class World:
-    """Who paints, and how well is judged.
-
-    Attributes:
-        noise: P(a wins) = sigmoid((s_a - s_b) / noise).
-        spread: factor of the painters' strengths, 2, 1, 0 and -1.5.
-    """
-
-    noise: float = 1.0
-    spread: float = 1.0
-
-
-WORLDS: Final[Mapping[str, World]] = {
-    "usual": World(),
-    "sure": World(noise=0.3),
-    "noisy": World(noise=3.0),
-    "narrow": World(spread=0.5),
-    "wide": World(spread=1.5),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,27 +97,26 @@ ARMS: Final[Mapping[str, Arm]] = {
 # ------------------------------------------------------------------ training
 
 
-def pairs_of(world: World, seed: int, budget: Budget, **options: Any) -> ShapesPreferenceDataModule:
+def data_of(pairs: Path, seed: int, budget: Budget) -> PreferenceDataModule:
     """Pairs of a world; arms that get one seed see the same ones in the same order.
 
     Args:
-        world: who paints.
-        seed: of the pairs and of their labels; worlds of one seed have the same prompts.
-        budget: steps and pairs of each.
-        options: further ones of the DataModule.
+        pairs: folder of the shards.
+        seed: of the order.
+        budget: pairs of a step.
 
     Returns:
-        The DataModule, for one pass.
+        The DataModule; pictures stay as they are.
     """
-    return ShapesPreferenceDataModule(
-        train="even",
+    return PreferenceDataModule(
+        train=str(pairs),
         val=None,
         global_batch_size=budget.batch,
-        samples=round(SPARE * budget.steps * budget.batch),
-        noise=world.noise,
-        spread=world.spread,
+        resolution=32,
+        random_crop=False,
+        flip_probability=0.0,
+        num_workers=0,
         seed=seed,
-        **options,
     )
 
 
@@ -193,7 +171,19 @@ def policy_folder(arm: str, world: str, seed: int, budget: Budget, folder: Path)
     return shared_folder(folder / f"{arm}-{world}-seed{seed}", setting)
 
 
-def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> DiffusionDPO:
+class Tuned(NamedTuple):
+    """A tuned policy.
+
+    Attributes:
+        model: with its adapter.
+        pairs: folder of the shards that it learned from.
+    """
+
+    model: DiffusionDPO
+    pairs: Path
+
+
+def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tuned:
     """Train an arm, or read what has been trained already.
 
     Args:
@@ -201,16 +191,17 @@ def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Diff
         world: name of its world.
         seed: of pairs, noise and adapter.
         budget: optimiser steps and pairs of each.
-        folder: of all policies and of what the reference says about their pairs.
+        folder: of all policies, their pairs, and what the reference says about these.
 
     Returns:
-        The trained module.
+        The policy.
     """
-    cache = CacheSettings(str(folder / f"reference-{world}-seed{seed}"), draws=1)
-    model = model_of(ARMS[arm], seed, cache)
-    data = pairs_of(WORLDS[world], seed, budget)
-    train(model, data, budget.steps, policy_folder(arm, world, seed, budget, folder), save_every=SAVE_EVERY)
-    return model
+    model = model_of(ARMS[arm], seed, CacheSettings(str(folder / f"reference-{world}-seed{seed}"), draws=PASSES))
+    model.configure_model()
+    pairs = pairs_of(model, WORLDS[world], seed, budget.steps * budget.batch // PASSES, folder / "pairs")
+    own = policy_folder(arm, world, seed, budget, folder)
+    train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY)
+    return Tuned(model, pairs)
 
 
 # ------------------------------------------------------------------ measures
@@ -279,11 +270,11 @@ def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int, judge:
 
 @torch.no_grad()
 def judged(model: DiffusionDPO, count: int) -> dict[str, float]:
-    """What the policy says about pairs whose better painter is known.
+    """What the policy says about pairs that nobody learned from: drawn ones, by painters of known strength.
 
     Args:
         model: the policy.
-        count: P, held-out pairs of the usual world, the stronger painter's picture first; the same for every arm.
+        count: P, the stronger painter's picture first; the same for every arm.
 
     Returns:
         ``accuracy``: share of pairs with z > 0, z the mean over some times and noises; ``order``: Spearman's

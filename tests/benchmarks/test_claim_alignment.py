@@ -227,7 +227,17 @@ def test_distance_from_the_base_is_zero_until_something_is_learned() -> None:
 # ------------------------------------------------------------------ runs
 
 
-def test_both_claims_look_at_the_same_policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("OPTIMIZER", lambda training: dataclasses.replace(training.OPTIMIZER, learning_rate=1.0)),
+        ("PLAIN", lambda training: dataclasses.replace(training.PLAIN, noise_level=0.5)),
+        ("CLIP", lambda training: 7.0),
+    ],
+)
+def test_both_claims_look_at_the_same_policies(
+    name: str, changed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands = part("alignment")
     folders = [
         commands.policy_folder("diffusion_nft", 1, commands.FULL, tmp_path / claim.name / "diffusion_nft-seed1")
@@ -239,8 +249,9 @@ def test_both_claims_look_at_the_same_policies(tmp_path: Path, monkeypatch: pyte
         commands.policy_folder("diffusion_nft", 1, longer, tmp_path / "a" / "b")
     # Quick runs begin anew, so they share nothing.
     assert commands.policy_folder("flow_grpo", 0, commands.QUICK, tmp_path / "a" / "b") == tmp_path / "a" / "b"
-    # What was trained at another learning rate is another policy.
-    monkeypatch.setattr(commands, "OPTIMIZER", dataclasses.replace(commands.OPTIMIZER, learning_rate=1.0))
+    # What was trained in another way is another policy.
+    training = part("alignment_training")
+    monkeypatch.setattr(training, name, changed(training))
     with pytest.raises(ValueError, match="another setting of this claim"):
         commands.policy_folder("diffusion_nft", 1, commands.FULL, tmp_path / "a" / "b")
 

@@ -12,10 +12,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from lightning_gen.alignment.arena_po.arena_table import read_comparisons
 from lightning_gen.alignment.arena_po.objectives import GAP_MODES, LossMode
 from lightning_gen.alignment.arena_po.sources import drawn_comparisons
 from lightning_gen.shapes.benchmark import benchmark_requests
+from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "claims"
 
@@ -55,7 +58,7 @@ def test_what_decides_is_fixed() -> None:
         ("arena_po_spread", "above fixed", "wide", "narrow", "higher", 0.01),
     }
     for one in part("arena_po").CLAIMS:
-        assert len(one.seeds) >= 3 and (one.budget.steps, one.budget.batch) == (160, 32)
+        assert len(one.seeds) >= 3
     assert claim("reward").budget.measured_on == len(benchmark_requests())
 
 
@@ -87,30 +90,59 @@ def test_arms_differ_by_their_loss_alone() -> None:
 # ------------------------------------------------------------------ worlds
 
 
-def test_worlds_of_a_seed_differ_by_labels_and_strengths_alone() -> None:
-    training, budget = part("preference_training"), part("arena_po").QUICK
-    usual, noisy, wide = (
-        training.pairs_of(training.WORLDS[name], 1, dataclasses.replace(budget, steps=100))
-        for name in ("usual", "noisy", "wide")
-    )
-    for data in (usual, noisy, wide):
-        data.setup("fit")
-    told = [data.comparisons() for data in (usual, noisy, wide)]
-    for one, other, third in zip(*told, strict=True):
-        assert one.request == other.request == third.request and one.models == other.models == third.models
-    weaker = [sum(_upset(data, pair) for pair in pairs) for data, pairs in zip((usual, noisy, wide), told, strict=True)]
-    assert weaker[2] < weaker[0] < weaker[1]
-    assert wide.painters["poor"] == 1.5 * usual.painters["poor"] == 1.5 * noisy.painters["poor"]
-    # As many pairs for other prompts as a run needs.
+@pytest.fixture(scope="module")
+def base() -> Any:
+    sys.path.insert(0, str(FOLDER))
+    model = part("preference_training").model_of(part("preference_training").ARMS["diffusion_dpo"], 0)
+    model.configure_model()
+    return model
+
+
+def test_pairs_are_by_copies_for_other_prompts_and_labels_follow_the_rewards(base: Any, tmp_path: Path) -> None:
+    copies = part("copies")
+    before = {name: value.clone() for name, value in base.policy.network.named_parameters()}
+    worlds = [dataclasses.replace(copies.WORLDS["usual"], noise=noise) for noise in (0.001, 1000.0)]
+    sure, noisy = (copies.pairs_of(base, world, 1, 24, tmp_path) for world in worlds)
+    assert all(torch.equal(value, before[name]) for name, value in base.policy.network.named_parameters())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 and sure != noisy
+    [painted] = [load_file(path) for path in tmp_path.glob("*.safetensors")]
+    table, other = read_comparisons(sure), read_comparisons(noisy)
+    names = np.array(copies.WORLDS["usual"].copies)[painted["who"].numpy()]
+    assert (names[:, 0] != names[:, 1]).all() and {*names.flat} == set(copies.WORLDS["usual"].copies)
+    assert np.array(table.names)[table.first].tolist() == names[:, 0].tolist()
+    rewards = painted["rewards"].numpy()
+    apart = rewards[:, 0] != rewards[:, 1]
+    assert apart.sum() > 8 and (table.outcome == (rewards[:, 0] > rewards[:, 1]))[apart].all()
+    assert not np.array_equal(table.outcome, other.outcome)
+    data = part("preference_training").data_of(sure, 0, part("arena_po").QUICK)
+    data.setup("fit")
+    seen = list(data.train_loader(0))[0]
     benchmark = {one.prompt() for one in benchmark_requests()}
-    loader = usual.train_loader(0)
-    captions = [caption for batch in loader for caption in batch.winner.caption]
-    assert len(captions) >= 100 * budget.batch and not benchmark & set(captions)
+    assert not benchmark & set(seen.winner.caption)
+    # Pictures come as they were painted, the preferred one first.
+    row = int(seen.winner.index[0])
+    first = painted["images"][row, 0 if table.outcome[row] == 1 else 1]
+    assert torch.equal(seen.winner.images[0].add(1).mul(127.5).round().byte(), first)
+    told = copies.qualities(sure)
+    assert told["guided"] == pytest.approx(rewards[names == "guided"].mean())
+    # Made once.
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    copies.pairs_of(base, worlds[0], 1, 24, tmp_path)
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def _upset(data: Any, pair: Any) -> bool:
-    first, second = (data.painters[name] for name in pair.models)
-    return (first > second) != (pair.label == 1)
+def test_noise_on_the_weights_makes_a_copy_worse_and_goes_again(base: Any) -> None:
+    copies, requests = part("copies"), benchmark_requests()[:200:10]
+    prompts, index = [one.prompt() for one in requests], torch.arange(20)
+
+    def reward() -> float:
+        pictures = base.make(prompts, index).add(1).div(2)
+        return float(copies.RequestMatch("dense")(pictures, prompts, [one.metadata() for one in requests]).mean())
+
+    plain = reward()
+    with copies.worn(base, 0.3):
+        assert reward() < plain - 0.1
+    assert reward() == plain
 
 
 # ------------------------------------------------------------------ measures
@@ -118,7 +150,7 @@ def _upset(data: Any, pair: Any) -> bool:
 
 def test_accuracy_and_order_of_a_policy_that_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     training = part("preference_training")
-    strengths = training.ShapesPreferenceDataModule(train=None, val="even").painters
+    strengths = ShapesPreferenceDataModule(train=None, val="even").painters
 
     def knows(model: Any, batch: Any, draw: int) -> torch.Tensor:
         first, second = (torch.tensor([strengths[pair[side]] for pair in batch.models]) for side in (0, 1))
@@ -151,7 +183,7 @@ def test_an_untrained_policy_has_no_preference_and_a_changed_one_has() -> None:
 def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = part("arena_po")
     rewards = {"arena_po": 0.7, "diffusion_dpo": 0.6, "fixed_margin": 0.8}
-    monkeypatch.setattr(commands, "tuned", lambda arm, world, seed, budget, folder: arm)
+    monkeypatch.setattr(commands, "tuned", lambda arm, *rest: part("preference_training").Tuned(arm, tmp_path))
     monkeypatch.setattr(commands, "measured", lambda arm, *rest: {"reward": rewards[arm], "accuracy": rewards[arm] / 2})
     found = commands.advantage("noisy", 0, commands.QUICK, tmp_path)
     assert found["above dpo"] == pytest.approx(0.1) and found["above fixed"] == pytest.approx(-0.1)
@@ -159,8 +191,8 @@ def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.Mon
 
 
 def test_an_arena_is_held_against_the_true_probabilities() -> None:
-    commands, training = part("arena_po"), part("preference_training")
-    data = training.pairs_of(training.WORLDS["usual"], 0, claim("capabilities").budget, strengths=[1.0, 0.0, -0.5])
+    commands = part("arena_po")
+    data = ShapesPreferenceDataModule(samples=4096, strengths=[1.0, 0.0, -0.5])
     data.setup("fit")
     table = drawn_comparisons(data.comparisons())
     arena = commands.fit_arena(table)
@@ -179,14 +211,15 @@ def test_all_claims_look_at_the_same_policies(monkeypatch: pytest.MonkeyPatch, t
     commands, training = part("arena_po"), part("preference_training")
     trained: list[Path] = []
     monkeypatch.setattr(training, "train", lambda model, data, steps, folder, save_every: trained.append(folder))
+    monkeypatch.setattr(training, "pairs_of", lambda base, world, seed, count, folder: folder)
     monkeypatch.setattr(commands, "measured", lambda model, *rest: {"reward": 0.5, "accuracy": 0.5})
-    commands.reward("arena_po", 1, commands.FULL, tmp_path / "arena_po_reward" / "arena_po-seed1")
+    commands.reward("diffusion_dpo", 1, commands.FULL, tmp_path / "arena_po_reward" / "diffusion_dpo-seed1")
     commands.advantage("usual", 1, commands.FULL, tmp_path / "arena_po_noise" / "usual-seed1")
-    assert len(trained) == 4 and len(set(trained)) == 3 and trained[0] == trained[1]
+    assert len(trained) == 4 and len(set(trained)) == 3 and trained[0] == trained[2]
     assert trained[0].parent == tmp_path / "arena_po_policies"
     monkeypatch.setattr(training, "BETA", 7.0)
     with pytest.raises(ValueError, match="belongs to another setting"):
-        commands.reward("arena_po", 1, commands.FULL, tmp_path / "arena_po_reward" / "arena_po-seed1")
+        commands.reward("diffusion_dpo", 1, commands.FULL, tmp_path / "arena_po_reward" / "diffusion_dpo-seed1")
 
 
 def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +237,7 @@ def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = run("reward", "base", "arena_po", "dspo")
     assert found["base"]["drift@first"] == 0 != found["arena_po"]["drift@first"]
     assert {"reward@guided", "score@sure", "harmony", "accuracy"} <= set(found["dspo"])
+    assert -1 <= found["arena_po"]["capabilities"] <= 1 and "capabilities" not in found["dspo"]
     assert set(run("noise", "noisy")["noisy"]) >= {"above dpo", "above fixed", "reward@arena_po"}
     found = run("capabilities", "ep_sequential", "win_rate")
     assert found["ep_sequential"]["correlation@sure"] > 0.9 and "covered@usual" not in found["win_rate"]

@@ -21,8 +21,11 @@ examples:
   lightning arena gaps data/pickapic --arena arena.json --variance capability --out literal.parquet
   lightning fit --config arena_po_sd15_pickapic --data.gaps gaps.parquet
 
-A row per pair with a winner: pair_id (the key that `lightning data convert` gives it), winner, loser, delta, s, g, p
-and margin, which is g in the unit of the loss. Without --split and --fields the table is read as the arena's own was.
+A row per pair with a winner: pair_id, winner, loser, delta, s, g, p and margin, which is g in the unit of the loss.
+Without --split and --fields the table is read as the arena's own was.
+
+pair_id is the number of the row, the key that `lightning data convert` gives a pair, and in shards their own key. Where
+the table has a column pair_id, its values are taken instead; data.gaps then finds only pairs of shards with such keys.
 """
 
 

@@ -59,11 +59,9 @@ def reading_of(arena: Arena, options: argparse.Namespace) -> TableOptions:
     Returns:
         How to read it.
     """
-    from lightning_gen.alignment.arena_po.arena_table import TableOptions
     from lightning_gen.data.convert.columns import parse_fields
 
-    own = dict(arena.dataset.get("reading", {}))
-    reading = TableOptions(**{name: own[name] for name in own if name in TableOptions.__dataclass_fields__})
+    reading = arena.reading
     fields = reading.fields if options.fields is None else parse_fields(options.fields)
     split = reading.split if options.split is None else options.split
     return dataclasses.replace(reading, fields=fields, split=split)

@@ -55,8 +55,8 @@ class JoinedGaps(NamedTuple):
 
     Attributes:
         margin: float32, (S,), the gap in the unit of a loss.
-        delta: float32, (S,), difference of the capabilities in the same unit.
-        scale: float32, (S,), deviation of the difference of two pictures in the same unit; g(delta, scale) = margin.
+        delta: float32, (S,), difference of the capabilities in the same unit; NaN where no number divides.
+        scale: float32, (S,), deviation of the difference of two pictures likewise; g(delta, scale) = margin.
     """
 
     margin: npt.NDArray[np.float32]
@@ -71,7 +71,7 @@ class GapTable:
     Attributes:
         path: its file, for messages.
         card: what the file says of itself: ``fingerprint`` of the annotations, ``arena`` (fingerprint of theirs that
-            the arena was fitted to), ``unit`` (what gaps were divided by), and the options.
+            the arena was fitted to), ``unit`` (what gaps were divided by, None = no number divides), and the options.
         pair_id: keys.
         winner: numbers into ``names``, (P,).
         loser: likewise.
@@ -133,7 +133,12 @@ class GapTable:
         return dict(zip(self.pair_id, range(len(self)), strict=True))
 
     def joined(
-        self, keys: Sequence[str], winners: Sequence[str | None], losers: Sequence[str | None], where: str
+        self,
+        keys: Sequence[str],
+        winners: Sequence[str | None],
+        losers: Sequence[str | None],
+        where: str,
+        whole: bool = True,
     ) -> JoinedGaps:
         """Find the gap of every sample, and insist that it is that sample's.
 
@@ -145,18 +150,20 @@ class GapTable:
             winners: models of the winners as annotated, None = the sample has no winner (a tie), or no model.
             losers: models of the losers.
             where: the data set's name, for messages.
+            whole: the samples are all of a data set; False = some of them, none of which need have a row.
 
         Returns:
             The numbers of every sample; NaN where the table has no row for it, or it has no winner.
 
         Raises:
-            DataError: no sample has a row, or samples name other models than their rows; with their numbers.
+            DataError: no sample of a whole data set has a row, or samples name other models than their rows; with
+                their numbers.
         """
         rows = np.array([self._row_of.get(key, -1) for key in keys], np.int64)
         decided = np.array([name is not None for name in winners], np.bool_)
         rows[~decided] = -1
         found = np.flatnonzero(rows >= 0)
-        if not len(found):
+        if whole and not len(found):
             first = self.pair_id[0] if len(self) else "missing"
             raise DataError(
                 f"{self.path} has no row for any of the {decided.sum():,} decided pairs of {where} ({len(self):,} "
@@ -173,7 +180,8 @@ class GapTable:
                 f"models (winner, loser) than its rows ({examples}). It was made of {self.card.get('source')}, "
                 f"fingerprint {str(self.card.get('fingerprint'))[:12]}"
             )
-        unit = float(self.card["unit"])
+        # A unit that does not divide (zscore_clip) leaves difference and deviation unknown.
+        unit = math.nan if self.card["unit"] is None else float(self.card["unit"])
         parts = (self.numbers["margin"], self.numbers["delta"] / unit, self.numbers["s"] / unit)
         return JoinedGaps(*(np.where(rows >= 0, part[rows], math.nan).astype(np.float32) for part in parts))
 
@@ -184,7 +192,7 @@ def write_gap_table(path: str | Path, parts: Iterable[GapRows], card: Mapping[st
     Args:
         path: the file.
         parts: its rows in order.
-        card: what it says of itself, plain JSON values; ``unit`` must be among them.
+        card: what it says of itself, plain JSON values; ``unit`` must be among them, None = no number divides.
 
     Returns:
         The number of rows.

@@ -26,7 +26,7 @@ from lightning_gen.alignment.arena_po.arena_solvers import (
     solve_laplace,
     solve_sequential,
 )
-from lightning_gen.alignment.arena_po.arena_table import Comparisons
+from lightning_gen.alignment.arena_po.arena_table import Comparisons, TableOptions
 from lightning_gen.data.index import replace_file
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.training.randomness import numpy_generator
@@ -109,6 +109,12 @@ class Arena:
     def __len__(self) -> int:
         """M."""
         return len(self.names)
+
+    @property
+    def reading(self) -> TableOptions:
+        """How its table was read."""
+        own = self.dataset.get("reading", {})
+        return TableOptions(**{name: own[name] for name in own if name in TableOptions.__dataclass_fields__})
 
     @property
     def variance(self) -> _Floats:
@@ -318,8 +324,7 @@ def fit_arena(
     options = options or ArenaOptions()
     games, rows = games_of(table, options)
     _require_games(table, options, len(rows))
-    unknown = [number for number, name in enumerate(table.names) if options.is_unknown(name)]
-    fixed = unknown if options.unknown_models == "prior" else []
+    fixed = [number for number, name in enumerate(table.names) if options.is_fixed(name)]
     met = _meetings(table, options)
     found = _solved(games, len(table.names), options, fixed)
     if options.solver != "ep_sequential":

@@ -84,7 +84,7 @@ class PairGapTable:
         gap: g, (P,).
         probability: p, of this outcome before it was seen, (P,).
         margin: gap in the unit of a loss, (P,).
-        unit: what linear units divide by; margin = g / unit but for ``zscore_clip``.
+        unit: what gaps were divided by, margin = g / unit; None for ``zscore_clip``, where no number divides.
         counts: ``pairs``, ``ties`` (no gap), ``same_model``, ``few_games``, ``unknown_to_arena``, ``dropped``.
         remarks: what somebody should know, with numbers.
     """
@@ -95,7 +95,7 @@ class PairGapTable:
     gap: _Floats
     probability: _Floats
     margin: _Floats
-    unit: float
+    unit: float | None
     counts: Mapping[str, int]
     remarks: tuple[str, ...]
 
@@ -156,9 +156,9 @@ def pair_gaps(arena: Arena, table: Comparisons, options: GapOptions | None = Non
         "few_games": int(fallback[place].sum()),
         "unknown_to_arena": int(((winner < 0) | (loser < 0)).sum()),
     }
-    unit = {"mean": float(gap.mean()), "logit": arena.options.performance / LOGISTIC_SLOPE}
+    units = {"none": 1.0, "mean": float(gap.mean()), "logit": arena.options.performance / LOGISTIC_SLOPE}
     return PairGapTable(
-        rows, delta, scale, gap, probability, margin, unit.get(options.normalisation, 1.0), counts,
+        rows, delta, scale, gap, probability, margin, units.get(options.normalisation), counts,
         tuple(_remarks(arena, scale, counts, options)),
     )  # fmt: skip
 
@@ -234,13 +234,17 @@ def _beliefs(
         games = [np.where(side < 0, 0, arena.games[at]) for side, at in zip((winner, loser), here, strict=True)]
         few = np.minimum(*games) < options.min_games
     if options.leave_one_out:
-        played = np.flatnonzero(~same & ~strange & (certainty != 0.5))
+        # A game of a fixed model taught its opponent alone, with the prior's deviation as noise; of two, nobody.
+        is_fixed = np.array([belief.is_fixed(name) for name in arena.names], np.bool_)
+        doubt = is_fixed[here[0]].astype(np.int64) + is_fixed[here[1]]
+        played = np.flatnonzero(~same & ~strange & (certainty != 0.5) & (doubt < 2))
         wrong = certainty[played] < 0.5
         ones = np.ones(len(played))
         games_left = Games(winner[played], loser[played], np.maximum(certainty[played], 1 - certainty[played]), ones)
         sign = np.where(wrong, -1.0, 1.0)
-        centre, rest = cavity(sign * delta[played], variance[played], games_left, belief.belief)
-        delta[played], variance[played] = sign * centre, rest
+        noise = (doubt[played] * belief.prior_deviation**2).astype(np.float64)
+        centre, rest = cavity(sign * delta[played], variance[played] - noise, games_left, belief.belief, noise)
+        delta[played], variance[played] = sign * centre, rest + noise
     return delta, variance, few
 
 

@@ -86,6 +86,17 @@ class ArenaOptions:
         margin = draw_margin(self.draw_probability, self.performance)
         return ThurstoneModel(self.prior_mean, self.prior_deviation, self.performance, self.dynamics, margin)
 
+    def is_fixed(self, name: str) -> bool:
+        """Whether a canonical name keeps the prior and only teaches others.
+
+        Args:
+            name: the name.
+
+        Returns:
+            True for it.
+        """
+        return self.unknown_models == "prior" and self.is_unknown(name)
+
     def is_unknown(self, name: str) -> bool:
         """Whether a canonical name stands for no one model.
 

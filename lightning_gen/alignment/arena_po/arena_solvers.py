@@ -309,7 +309,9 @@ def solve_laplace(games: Games, models: int, belief: ThurstoneModel, fixed: Sequ
     raise ValueError(f"laplace did not settle in {_STEPS} steps: try solver batch_ep")
 
 
-def cavity(mean: _Floats, variance: _Floats, games: Games, belief: ThurstoneModel) -> tuple[_Floats, _Floats]:
+def cavity(
+    mean: _Floats, variance: _Floats, games: Games, belief: ThurstoneModel, doubt: _Floats | float = 0.0
+) -> tuple[_Floats, _Floats]:
     """What the arena would say of d had it not seen one game of a kind.
 
     The Gaussian factor of the game is the one that its own cavity asks for; found by repetition. It is the very factor
@@ -321,13 +323,14 @@ def cavity(mean: _Floats, variance: _Floats, games: Games, belief: ThurstoneMode
         variance: of d, (K,).
         games: of every row one.
         belief: see there.
+        doubt: noise of the games beyond 2 beta^2, the variance of fixed models, (K,); it is no part of ``variance``.
 
     Returns:
         Mean and variance of d without the game, (K,) each.
     """
     parts = (mean, variance, games.certainty)
     posterior_mean, posterior, certainty = (torch.from_numpy(np.ascontiguousarray(one)) for one in parts)
-    noise = torch.tensor(2 * belief.performance**2, dtype=torch.float64)
+    noise = torch.from_numpy(np.broadcast_to(2 * belief.performance**2 + doubt, mean.shape).copy())
     centre, rest = posterior_mean, posterior
     for _ in range(_CAVITY_STEPS):
         precision, shift = _factor(centre, rest, noise, belief.margin, certainty)

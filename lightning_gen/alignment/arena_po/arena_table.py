@@ -179,9 +179,7 @@ class Comparisons:
             f"{self.counts[name]:,} in {name[6:]}" for name in ("blank_model_a", "blank_model_b") if self.counts[name]
         ]
         if blank:
-            said.append(
-                f"no model is named: {' and '.join(blank)} of {total:,} rows; they count as one model {UNKNOWN!r}"
-            )
+            said.append(f"no model is named: {' and '.join(blank)} of {total:,} rows")
         return said
 
 

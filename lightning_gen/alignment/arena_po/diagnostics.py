@@ -13,7 +13,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from lightning_gen.alignment.arena_po.objectives import PairErrors
+from lightning_gen.alignment.arena_po.objectives import PairErrors, PairLoss
 
 __all__ = ["Displacement", "pair_diagnostics", "pair_rows"]
 
@@ -36,10 +36,10 @@ def pair_rows(losses: Tensor, errors: PairErrors, logits: Tensor, gap: Tensor) -
     return torch.stack([column.detach().float() for column in columns], 1)
 
 
-def pair_diagnostics(rows: Tensor, margin: float) -> dict[str, Tensor]:
+def pair_diagnostics(rows: Tensor, loss: PairLoss) -> dict[str, Tensor]:
     """Numbers of a step.
 
-    implicit_accuracy: share of z > 0, a tie counts half;  margin_satisfied: share of z > gamma g
+    implicit_accuracy: share of z > 0, a tie counts half;  margin_satisfied: share of z > ``loss.margin(g)``
     drift_winner, drift_loser: mean of d_theta - d_ref; both above 0 = the model moves away from both pictures
     logit_gap_correlation: of z and g, Pearson's, where neither is constant
 
@@ -47,7 +47,7 @@ def pair_diagnostics(rows: Tensor, margin: float) -> dict[str, Tensor]:
 
     Args:
         rows: of :func:`pair_rows`, (P, 7).
-        margin: gamma.
+        loss: what is learned from a pair.
 
     Returns:
         Name -> scalar.
@@ -70,15 +70,16 @@ def pair_diagnostics(rows: Tensor, margin: float) -> dict[str, Tensor]:
         "drift_winner": (winner - reference_winner).mean(),
         "drift_loser": (loser - reference_loser).mean(),
     }
-    found |= _about_gaps(z, gap, margin)
+    margin = loss.margin(gap)
+    found["margin_satisfied"] = torch.where(z.isnan() | margin.isnan(), torch.nan, (z > margin).double()).mean()
+    found |= _about_gaps(z, gap)
     return {name: value.float() for name, value in found.items() if not bool(value.isnan())}
 
 
-def _about_gaps(z: Tensor, gap: Tensor, margin: float) -> dict[str, Tensor]:
+def _about_gaps(z: Tensor, gap: Tensor) -> dict[str, Tensor]:
     if bool(gap.isnan().any()):
         return {}
     found = {
-        "margin_satisfied": torch.where(z.isnan(), z, (z > margin * gap).double()).mean(),
         "gap": gap.mean(),
         "gap_10": gap.quantile(0.1),
         "gap_90": gap.quantile(0.9),

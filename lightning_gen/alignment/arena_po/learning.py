@@ -24,6 +24,7 @@ from lightning_gen.alignment.arena_po.reference import (
     AdapterReference,
     CopiedReference,
     Reference,
+    coder_digest,
     starting_point,
 )
 from lightning_gen.alignment.arena_po.settings import Adafactor, PairTimes, SampleSettings, WarmupConstant
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 __all__ = ["ErrorOf", "PairTraining"]
 
 _DEFAULT: Final = "default"
+_DISPLACED: Final = "displaced_steps"
 
 ErrorOf = Literal["own", "velocity", "epsilon", "v_prediction", "clean"]
 """In which numbers errors are counted; ``own`` = those that the network predicts."""
@@ -190,7 +192,12 @@ class PairTraining(pl.LightningModule):
         return bank
 
     def on_fit_start(self) -> None:
-        """Open the cache; where it knows everything, a copied reference is not needed any more."""
+        """Open the cache; where it knows everything, a copied reference is not needed any more.
+
+        Raises:
+            ValueError: weights that are trained are in half precision, or the cache is of another run.
+        """
+        self._require_precision()
         if getattr(self.policy, "is_distilled", False):
             warnings.warn(
                 "the policy is distilled to few steps: train it at the times that it was distilled for (times.steps), "
@@ -202,6 +209,17 @@ class PairTraining(pl.LightningModule):
         self.cache = self._opened(self._caching)
         if self.cache.complete and isinstance(self.reference, CopiedReference):
             self.reference = None
+
+    def _require_precision(self) -> None:
+        """Refuse to train numbers of 8 or 11 bits, in which most updates of such a learning rate are lost."""
+        trained = [parameter for parameter in self.policy.network.parameters() if parameter.requires_grad]
+        half = [parameter.dtype for parameter in trained if parameter.dtype in (torch.bfloat16, torch.float16)]
+        if half:
+            raise ValueError(
+                f"{len(half)} of {len(trained)} trained tensors are {str(half[0]).removeprefix('torch.')}, in which "
+                "most updates are rounded to nothing: set model.policy.dtype to float32 (and trainer.precision to "
+                "bf16-mixed, not bf16-true), or train an adapter (model.lora)"
+            )
 
     def on_train_start(self) -> None:
         """A resumed run has left its start; only now it is known how far it is."""
@@ -226,19 +244,27 @@ class PairTraining(pl.LightningModule):
             "drop_rate": self.drop_rate,
             "posterior": self.posterior,
             "shape": list(self.policy.latent_shape),
+            "precision": str(self.trainer.precision),
+            "text": repr(getattr(self.policy, "lengths", None)),
+            "autoencoder": coder_digest(self.policy),
         }
         create = self.trainer.is_global_zero
-        total = sum(planner.layout.counts)
-        shape = self.policy.latent_shape
-        made = PairCache(settings, total, shape, key) if create else None
+        layout, shape = planner.layout, self.policy.latent_shape
+        total, left_out = sum(layout.counts), layout.excluded
+        made = PairCache(settings, total, shape, key, left_out) if create else None
         self.trainer.strategy.barrier()
-        return made or PairCache(settings, total, shape, key, create=False)
+        return made or PairCache(settings, total, shape, key, left_out, create=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser on what is trained, with a warm-up and then a constant learning rate."""
         trained = [parameter for parameter in self.policy.network.parameters() if parameter.requires_grad]
         optimizer = self.optimizer.build_groups([{"params": trained, "weight_decay": self.optimizer.weight_decay}])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.warmup.build(optimizer), "interval": "step"}}
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Whether clean latents are kept on disk, so that a pair has one draw of them for all passes."""
+        return self._caching is not None and self._caching.latents
 
     @property
     def kind(self) -> Predicted:
@@ -281,7 +307,7 @@ class PairTraining(pl.LightningModule):
                 f"{ties} of {len(batch)} pairs of a batch are ties, in which neither picture is preferred: set "
                 "data.ties to drop"
             )
-        gaps = self.gaps(batch)
+        gaps = self.gaps(batch, training)
         if not training:
             return ReadyPairs.of(batch, gaps, 0)
         if self.loss.needs_gap:
@@ -295,17 +321,18 @@ class PairTraining(pl.LightningModule):
             return ReadyPairs.of(batch, gaps, draw)
         return ReadyPairs.of(batch, gaps, draw, self.cache.errors(index, draw), self.cache.latents(index))
 
-    def gaps(self, batch: PreferenceBatch) -> PairGaps:
+    def gaps(self, batch: PreferenceBatch, training: bool) -> PairGaps:
         """Gaps of a batch in the unit of the loss; here they are only logged.
 
         Args:
             batch: pairs, on the CPU.
+            training: not used.
 
         Returns:
             The batch's own gaps.
         """
-        unknown = torch.full_like(batch.gap, torch.nan)
-        return PairGaps(batch.gap, unknown, unknown)
+        del training
+        return PairGaps.unknown(len(batch))._replace(gap=batch.gap)
 
     # ------------------------------------------------------------------ what is logged
 
@@ -331,7 +358,7 @@ class PairTraining(pl.LightningModule):
         del optimizer
         rows = gather_over_ranks(torch.cat(self._rows))[0]
         self._rows.clear()
-        found = pair_diagnostics(rows, self.loss.strength)
+        found = pair_diagnostics(rows, self.loss)
         self._displaced = self.displacement.seen(found, self._displaced)
         found["displaced_steps"] = torch.tensor(float(self._displaced))
         for name, value in found.items():
@@ -341,7 +368,7 @@ class PairTraining(pl.LightningModule):
         """Numbers of the whole set."""
         if self._judged:
             rows = gather_over_ranks(torch.cat(self._judged))[0]
-            found = pair_diagnostics(rows[rows[:, -1] > 0, :-1], self.loss.strength)
+            found = pair_diagnostics(rows[rows[:, -1] > 0, :-1], self.loss)
             self.log_dict({f"val/{name}": value for name, value in found.items()}, rank_zero_only=False)
         self._judged.clear()
 
@@ -383,7 +410,8 @@ class PairTraining(pl.LightningModule):
     # ------------------------------------------------------------------ weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained; the rest is where it came from."""
+        """Keep what is trained, and for how many steps both pictures were unlikely; the rest is where it came from."""
+        checkpoint[_DISPLACED] = self._displaced
         kept, trained = checkpoint["state_dict"], self._trained()
         checkpoint["state_dict"] = {name: value for name, value in kept.items() if plain_name(name) in trained}
 
@@ -397,6 +425,7 @@ class PairTraining(pl.LightningModule):
             ValueError: its weights are others.
         """
         self.configure_model()
+        self._displaced = int(checkpoint.get(_DISPLACED, 0))
         own = self._trained()
         given = {plain_name(name): value.shape for name, value in checkpoint["state_dict"].items()}
         if own != given:

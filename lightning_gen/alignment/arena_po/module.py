@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.alignment.arena_po.cache import CacheSettings
@@ -154,9 +155,10 @@ class DiffusionDPO(PairTraining):
         if sample is None or self.posterior == "mode":
             parts = [self.policy.images_to_latents(part) for part in images]
         else:
-            # Two numbers for a pair, so that its pictures have draws of their own.
-            index = 2 * batch.winner.index
-            parts = [sample(part, index + side, batch.draw) for side, part in enumerate(images)]
+            # Two numbers for a pair, so that its pictures have draws of their own. Latents that are kept have one draw
+            # for all passes: errors are kept beside them, and must be theirs whichever pass came first.
+            index, draw = 2 * batch.winner.index, 0 if self.keeps_latents else batch.draw
+            parts = [sample(part, index + side, draw) for side, part in enumerate(images)]
         latents = torch.stack(parts, 1)
         if self.cache is not None and self.trainer.training:
             self.cache.write_latents(batch.winner.index, latents)
@@ -186,11 +188,12 @@ class DiffusionDPO(PairTraining):
             if self.cache is not None and self.trainer.training:
                 self.cache.write_errors(batch.winner.index, batch.draw, known.T)
         known = torch.full_like(ours, torch.nan) if known is None else known
+        found = PairErrors(ours[0], ours[1], known[0], known[1], distance)
         if self.at_start and self.trainer.training:
             self.at_start = False
-            exact = batch.reference is None and str(self.trainer.precision).startswith(("32", "64"))
-            require_start(ours.T, known.T, _EXACT if exact else _ROUGH)
-        return PairErrors(ours[0], ours[1], known[0], known[1], distance)
+            # Computed here, both see the same numbers in the same batch, also where autocast rounds them.
+            require_start(found, dpo_logits(found, self.loss.beta), _EXACT if batch.reference is None else _ROUGH)
+        return found
 
     def losses(self, errors: PairErrors, batch: ReadyPairs) -> Tensor:
         """Losses of the pairs.
@@ -284,16 +287,25 @@ class ArenaPO(DiffusionDPO):
     def on_fit_start(self) -> None:
         """Make the gaps ready for the training pairs."""
         super().on_fit_start()
+        self._open_gaps()
+
+    def on_validation_start(self) -> None:
+        """Make the gaps ready where a validation comes without training."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._open_gaps()
+
+    def _open_gaps(self) -> None:
         if self.gap_source is not None:
             self.gap_source.open(getattr(self.trainer, "datamodule", None))
 
-    def gaps(self, batch: PreferenceBatch) -> PairGaps:
+    def gaps(self, batch: PreferenceBatch, training: bool) -> PairGaps:
         """Gaps of a batch in the unit of the loss.
 
         Args:
             batch: pairs, on the CPU.
+            training: whether they are training pairs.
 
         Returns:
             Gaps; NaN = not known, which is refused in training where the loss needs them.
         """
-        return super().gaps(batch) if self.gap_source is None else self.gap_source(batch)
+        return super().gaps(batch, training) if self.gap_source is None else self.gap_source(batch, training)

@@ -104,6 +104,19 @@ class PairLoss:
         if not 0 <= self.score_pull <= 1:
             raise ValueError(f"loss.score_pull lies in [0, 1], got {self.score_pull}")
 
+    def margin(self, gap: Tensor) -> Tensor:
+        """What a logit should be above.
+
+        gamma g;  gamma for ``margin_const``
+
+        Args:
+            gap: g, (B,), NaN = not known.
+
+        Returns:
+            (B,).
+        """
+        return torch.full_like(gap, self.strength) if self.mode == "margin_const" else self.strength * gap
+
     @property
     def needs_gap(self) -> bool:
         """Whether every pair must have a gap."""
@@ -268,7 +281,7 @@ def _with_gap(z: Tensor, gap: Tensor, loss: PairLoss) -> Tensor:
     """Losses of the logit and a known gap."""
     match loss.mode:
         case "margin":
-            return -F.logsigmoid(z - loss.strength * gap)
+            return -F.logsigmoid(z - loss.margin(gap))
         case "scale":
             return -F.logsigmoid(gap * z)
         case "weight":

@@ -33,23 +33,36 @@ class PairGaps(NamedTuple):
     delta: Tensor
     scale: Tensor
 
+    @classmethod
+    def unknown(cls, pairs: int) -> Self:
+        """Nothing is known.
+
+        Args:
+            pairs: B.
+
+        Returns:
+            NaN for all.
+        """
+        return cls(*torch.full((3, pairs), torch.nan))
+
 
 class PairGapSource(Protocol):
     """Where gaps come from."""
 
     def open(self, data: Any) -> None:
-        """Make ready for a data set; called on every rank when training starts.
+        """Make ready for a data set; called on every rank when training, or a validation by itself, starts.
 
         Args:
             data: the DataModule, None where there is none.
         """
         ...
 
-    def __call__(self, batch: PreferenceBatch) -> PairGaps:
+    def __call__(self, batch: PreferenceBatch, training: bool) -> PairGaps:
         """Gaps of a batch, in the unit of the loss.
 
         Args:
             batch: pairs, on the CPU.
+            training: whether they are training pairs; False = of validation, whose gaps need not be known.
 
         Returns:
             Gaps of B pairs.
@@ -68,13 +81,22 @@ def require_gaps(gaps: PairGaps, mode: str, models: Sequence[tuple[str, str]]) -
     Raises:
         ValueError: gaps that are NaN or infinite, or negative where they are factors; with their number.
     """
-    needed, what = (gaps[1:], "gap and its deviation") if mode == "expected_margin" else (gaps[:1], "gap")
+    needed: Sequence[Tensor] = gaps[:1]
+    what, more = "gap", ""
+    if mode == "expected_margin":
+        needed, what = gaps[1:], "gap and its deviation"
+        more = (
+            "; deviations come from model.gaps (TableGaps of that table, or FittedGaps), normalised to mean, logit or "
+            "none: zscore_clip has no unit to count them in"
+        )
     bad = ~torch.stack(list(needed)).isfinite().all(0)
     if rows := bad.nonzero().flatten().tolist():
         winner, loser = (name or "an unknown model" for name in models[rows[0]])
         raise ValueError(
             f"{len(rows)} of {len(models)} pairs of a batch have no {what} (NaN), which the loss {mode} needs; the "
-            f"first is of {winner!r} and {loser!r}. Fit an arena to the data (lightning arena fit) and give model.gaps"
+            f"first is of {winner!r} and {loser!r}. Make a table (lightning arena fit, then lightning arena gaps) and "
+            "set data.gaps to it, also where model.gaps is a TableGaps of the same file: pairs without a row are then "
+            f"left out{more}"
         )
     if mode in _FACTORS and (negative := int((gaps.gap < 0).sum())):
         raise ValueError(

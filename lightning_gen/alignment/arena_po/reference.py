@@ -11,16 +11,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_gen.alignment.arena_po.objectives import PairErrors
 from lightning_gen.backbones.frozen import FrozenModule
 from lightning_gen.backbones.lora import AdapterBank
 from lightning_gen.interfaces import TextToImage
 
-__all__ = ["REFERENCE", "AdapterReference", "CopiedReference", "Reference", "require_start", "starting_point"]
+__all__ = [
+    "REFERENCE",
+    "AdapterReference",
+    "CopiedReference",
+    "Reference",
+    "coder_digest",
+    "require_start",
+    "starting_point",
+]
 
 REFERENCE = "reference"
 """Name of the adapter that the reference keeps where training begins from one."""
 
 _SAMPLE = 64
+_LARGEST_LOGIT = 0.5
 
 
 class AdapterReference:
@@ -90,23 +100,40 @@ def starting_point(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def require_start(ours: Tensor, reference: Tensor, tolerance: float) -> None:
+def coder_digest(policy: TextToImage) -> str | None:
+    """Digest of the auto-encoder's weights, see :func:`starting_point`.
+
+    Args:
+        policy: a text-to-image model.
+
+    Returns:
+        16 hexadecimal digits; None where it has no auto-encoder.
+    """
+    owner = getattr(policy, "vae", getattr(policy, "space", None))
+    coder = getattr(owner, "network", owner)
+    return starting_point(coder) if isinstance(coder, nn.Module) else None
+
+
+def require_start(errors: PairErrors, logits: Tensor, tolerance: float) -> None:
     """Refuse a reference that is not the model as it is before its first step: both must be off by the same.
 
     Args:
-        ours: errors of the trained network before the first step, (B, 2).
-        reference: errors of the reference, (B, 2).
-        tolerance: largest relative difference.
+        errors: of both networks before the first step.
+        logits: z, (B,), of the errors.
+        tolerance: largest relative difference of the two networks' errors; no logit may be above 0.5 besides.
 
     Raises:
         ValueError: they differ.
     """
+    ours = torch.stack([errors.winner, errors.loser]).detach()
+    reference = torch.stack([errors.reference_winner, errors.reference_loser])
     smallest = torch.finfo(reference.dtype).tiny
-    apart = float(((ours.detach() - reference).abs() / reference.abs().clamp(min=smallest)).max())
-    if not apart <= tolerance:
+    apart = float(((ours - reference).abs() / reference.abs().clamp(min=smallest)).max())
+    largest = float(logits.detach().abs().max())
+    if not (apart <= tolerance and largest <= _LARGEST_LOGIT):
         raise ValueError(
             f"the reference is not the starting point: before the first step the errors of the two networks differ by "
-            f"up to {apart:.1%} (allowed: {tolerance:.1%}), so that the logits would not begin at 0. Errors of a cache "
-            "must come from the model that training begins from: give cache.folder another name; a network with "
-            "dropout must be in eval mode"
+            f"up to {apart:.1%} (allowed: {tolerance:.1%}), and logits, which begin at 0, are up to {largest:.3g} "
+            f"(allowed: {_LARGEST_LOGIT}). Errors of a cache must come from the model that training begins from: give "
+            "cache.folder another name; a network with dropout must be in eval mode"
         )

@@ -259,13 +259,13 @@ def evaluate_k_sort(
     total = min(settings.max_rounds, len(cases))
     while left and len(rounds) < total and rating.deviation >= settings.enough:
         case = left.pop(next_case(left, ratings, rating, met, settings.overlap))
-        met.update(anchor.model for anchor in case.anchors)
         try:
             order = _sorted_by(judge, case, picture_of(case), read, settings, len(rounds))
         except JudgeError as error:
-            rounds.append(KSortRound(case.case_id, None, None, rating, str(error)))
-            continue
-        rating, done = _rated(case, order, ratings, rating)
+            done = KSortRound(case.case_id, None, None, rating, str(error))
+        else:
+            met.update(anchor.model for anchor in case.anchors)
+            rating, done = _rated(case, order, ratings, rating)
         rounds.append(done)
         progress(len(rounds), total)
     answered = [one for one in rounds if not one.error]

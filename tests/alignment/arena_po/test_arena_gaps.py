@@ -118,6 +118,24 @@ def test_leave_one_out_takes_the_pairs_own_game_away(tmp_path: Path, solver: Any
         pair_gaps(fit_arena(table), table, GapOptions(leave_one_out=True))
 
 
+def test_a_game_of_a_fixed_model_taught_its_opponent_alone(tmp_path: Path) -> None:
+    columns = {
+        "model_a": ["a", *["b"] * 6, None, "real"],
+        "model_b": [None, *["c"] * 5, None, "real", "b"],
+        "outcome": [1, 1, 1, 0, 1, 1, 1, 1, 0],
+    }
+    table = read_comparisons(write(tmp_path / "t.parquet", columns))
+    options = ArenaOptions("batch_ep", unknown_models="prior", unknown_names=("real",))
+    arena = fit_arena(table, options)
+    found, whole = (pair_gaps(arena, table, GapOptions(leave_one_out=one)) for one in (True, False))
+    assert by_row(whole, 0)["delta"] > 2
+    # Without its only game the model is what it was before, and so is the one of many models.
+    assert by_row(found, 0)["delta"] == pytest.approx(0, abs=1e-6)
+    assert by_row(found, 0)["scale"] == pytest.approx(math.sqrt(2 * (25 / 3) ** 2 + 2 * BETA**2), rel=1e-6)
+    assert by_row(found, 7)["delta"] == by_row(whole, 7)["delta"], "two fixed models taught nobody"
+    assert by_row(found, 7)["scale"] == by_row(whole, 7)["scale"]
+
+
 def test_gaps_of_pairs_that_the_arena_has_not_seen(tmp_path: Path, arena: Arena) -> None:
     other = pickapic(200, seed=5)
     other["model_0"][:20] = ["Org/new"] * 20
@@ -181,6 +199,7 @@ def test_joining_by_key_and_models(file: Path, table: Comparisons) -> None:
         gaps.joined(keys, winners, losers, "here")
     with pytest.raises(DataError, match="no row for any of the 1 decided pairs of here"):
         gaps.joined(["elsewhere"], ["x"], ["y"], "here")
+    assert np.isnan(gaps.joined(["elsewhere"], ["x"], ["y"], "a batch", whole=False)).all()
 
 
 def test_files_that_are_no_table_of_gaps(tmp_path: Path, file: Path) -> None:

@@ -305,6 +305,18 @@ def test_a_second_run_reads_what_the_first_one_wrote(lora: bool, tmp_path: Path)
     torch.testing.assert_close(batch.clean[:, 0], pairs().winner.images)
 
 
+def test_pairs_that_never_come_are_not_waited_for(tmp_path: Path) -> None:
+    kept, data = CacheSettings(str(tmp_path / "cache"), draws=1), ToyPairs(left_out=3)
+    first = module(lora=False, cache=kept)
+    fit(first, data, tmp_path, steps=1)
+    assert not first.cache.complete
+    whole, last = module(lora=False, cache=kept), module(lora=False, cache=kept)
+    fit(whole, data, tmp_path, steps=2)
+    assert whole.cache.complete
+    fit(last, data, tmp_path, steps=1)
+    assert last.reference is None
+
+
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     kept = CacheSettings(str(tmp_path / "cache"), draws=1)
     fit(module(cache=kept), ToyPairs(), tmp_path, steps=2)
@@ -312,6 +324,8 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
         fit(module(cache=kept), ToyPairs(fingerprint="other"), tmp_path, steps=1)
     with pytest.raises(ValueError, match="another run: model differ"):
         fit(module(cache=kept, policy=ToyPolicy(seed=1)), ToyPairs(), tmp_path, steps=1)
+    with pytest.raises(ValueError, match="another run: precision differ"):
+        fit(module(cache=kept), ToyPairs(), tmp_path, steps=1, precision="bf16-mixed")
     with pytest.raises(ValueError, match="another run: draws, seed differ"):
         fit(module(cache=dataclasses.replace(kept, draws=2), seed=4), ToyPairs(), tmp_path, steps=1)
     random = ToyPairs()
@@ -328,10 +342,15 @@ def test_a_reference_that_is_not_the_starting_point_is_refused(tmp_path: Path) -
     first.cache._errors.flush()
     with pytest.raises(ValueError, match=r"not the starting point: .* differ by up to 16.7%"):
         fit(module(cache=kept), ToyPairs(), tmp_path, steps=1)
-    other = module(lora=False)
-    moved(other)
-    with pytest.raises(ValueError, match="the reference is not the starting point"):
-        fit(other, ToyPairs(), tmp_path, steps=1)
+    first.cache._errors[:] *= 1.02 / 1.2
+    first.cache._errors.flush()
+    with pytest.raises(ValueError, match=r"up to 2.0% \(allowed: 5.0%\), and logits, .* up to [1-9].* \(allowed: 0.5"):
+        fit(module(cache=kept), ToyPairs(), tmp_path, steps=1)
+    fit(module(cache=kept, loss=PairLoss(beta=1.0)), ToyPairs(), tmp_path, steps=1)
+    other = module(lora=False, loss=PairLoss(beta=1e-3))
+    moved(other, 0.01)
+    with pytest.raises(ValueError, match=r"the reference is not the starting point: .* \(allowed: 0.1%\)"):
+        fit(other, ToyPairs(), tmp_path, steps=1, precision="bf16-mixed")
 
 
 # ---------------------------------------------------------------------- what is refused, and what is said
@@ -365,6 +384,14 @@ def test_what_cannot_work_is_refused() -> None:
         module(drop_rate=2.0)
 
 
+def test_weights_in_half_precision_are_not_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"2 of 2 trained tensors are bfloat16, .* set model.policy.dtype to float32"):
+        fit(module(lora=False, policy=ToyPolicy().bfloat16()), ToyPairs(), tmp_path, steps=1)
+    with pytest.raises(ValueError, match="trained tensors are bfloat16"):
+        fit(module(), ToyPairs(), tmp_path, steps=1, precision="bf16-true")
+    module(policy=ToyPolicy().bfloat16())._require_precision()  # an adapter is float32 whatever it adapts
+
+
 def test_a_distilled_model_is_warned_about(tmp_path: Path) -> None:
     model = module()
     model.policy.is_distilled = True
@@ -378,23 +405,35 @@ def test_the_numbers_of_a_step() -> None:
     gap = torch.tensor([4.0, 1.0, 2.0, 3.0])
     rest = torch.tensor([[1.0, 2.0, 0.5, 1.0]]).repeat(4, 1)
     rows = torch.cat([torch.ones(4, 1), z[:, None], gap[:, None], rest], 1)
-    found = pair_diagnostics(rows, 0.4)
+    loss, constant = PairLoss("margin", strength=0.4), PairLoss("margin_const", strength=0.4)
+    found = pair_diagnostics(rows, loss)
     assert float(found["implicit_accuracy"]) == 0.625 and float(found["margin_satisfied"]) == 0.25
     assert float(found["drift_winner"]) == 0.5 and float(found["drift_loser"]) == 1.0
     assert float(found["logit_gap_correlation"]) == pytest.approx(float(torch.corrcoef(torch.stack([z, gap]))[0, 1]))
     rows[0, 2] = torch.nan
-    assert "gap" not in pair_diagnostics(rows, 0.4) and "logit" in pair_diagnostics(rows, 0.4)
+    unknown = pair_diagnostics(rows, loss)
+    assert "gap" not in unknown and "margin_satisfied" not in unknown and "logit" in unknown
+    assert float(pair_diagnostics(rows, constant)["margin_satisfied"]) == 0.5, "z > gamma, whatever the gap"
 
 
 def test_displacement_is_reported_once() -> None:
     rows = torch.tensor([[0.6, 1.0, 1.0, 1.1, 1.3, 1.0, 1.0]])
-    away, near = pair_diagnostics(rows, 1.0), pair_diagnostics(rows - 0.2, 1.0)
+    away, near = pair_diagnostics(rows, PairLoss()), pair_diagnostics(rows - 0.2, PairLoss())
     near["drift_winner"] = torch.tensor(-0.1)
     watch = Displacement(0.05, 3)
     assert watch.seen(away, 0) == 1 and watch.seen(near, 2) == 0
     with pytest.warns(UserWarning, match=r"for 3 steps .* \(winner \+10.0%, loser \+30.0%\)"):
         assert watch.seen(away, 2) == 3
     assert watch.seen(away, 3) == 4
+
+
+def test_a_resumed_run_goes_on_counting_displaced_steps() -> None:
+    stopped, resumed = module(), module()
+    stopped._displaced = 7
+    checkpoint: dict[str, Any] = {"state_dict": stopped.state_dict()}
+    stopped.on_save_checkpoint(checkpoint)
+    resumed.on_load_checkpoint(checkpoint)
+    assert resumed._displaced == 7
 
 
 def test_needs_counts_the_network_that_is_trained() -> None:

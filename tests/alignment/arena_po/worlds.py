@@ -47,11 +47,13 @@ def pairs(first: int = 0, count: int = 8, epoch: int = 0, gap: float = 1.0, size
 
 
 class ToyPairs(pl.LightningDataModule):
-    """Batches of ``size`` pairs out of ``total``, in order; an epoch is a pass."""
+    """Batches of ``size`` pairs out of ``total``, in order; an epoch is a pass. ``left_out`` more never come."""
 
-    def __init__(self, total: int = 16, size: int = 8, fingerprint: str = "toy", edge: int = 2) -> None:
+    def __init__(
+        self, total: int = 16, size: int = 8, fingerprint: str = "toy", edge: int = 2, left_out: int = 0
+    ) -> None:
         super().__init__()
-        self.total, self.size, self.name, self.edge = total, size, fingerprint, edge
+        self.total, self.size, self.name, self.edge, self.left_out = total, size, fingerprint, edge, left_out
 
     def batches(self, epoch: int) -> Iterator[PreferenceBatch]:
         for first in range(0, self.total, self.size):
@@ -64,7 +66,9 @@ class ToyPairs(pl.LightningDataModule):
         return DataLoader(list(self.batches(0)), None)  # type: ignore[arg-type]
 
     def planner(self) -> Any:
-        return SimpleNamespace(fingerprint=self.name, layout=SimpleNamespace(counts=[self.total]))
+        excluded = range(self.total, self.total + self.left_out)
+        layout = SimpleNamespace(counts=[self.total, self.left_out], excluded=excluded)
+        return SimpleNamespace(fingerprint=self.name, layout=layout)
 
 
 def module(

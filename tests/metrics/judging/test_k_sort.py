@@ -129,6 +129,17 @@ def test_answers_that_cannot_be_read() -> None:
         run(Sorter(silent=99), 2)
 
 
+def test_a_round_without_an_answer_changes_nothing_but_is_counted() -> None:
+    cases, done = [case("level", "bc"), case("low", "ab")], list[tuple[int, int]]()
+    report = evaluate_k_sort(
+        cases, RATINGS, lambda one: shade(120), lambda path: shade(10 * "abcd".index(path.name)), Sorter(silent=1),
+        KSortSettings(attempts=1), lambda now, total: done.append((now, total)),
+    )  # fmt: skip
+    assert [one.case_id for one in report.rounds if one.error] == ["level"]
+    assert done == [(1, 2), (2, 2)]
+    assert report.score == pytest.approx(report.rating.mean - 3), "the model c was met in the round without an answer"
+
+
 def test_reading_the_benchmark(tmp_path: Path) -> None:
     row = {
         "id": "1",

@@ -308,8 +308,7 @@ def judged(model: DiffusionDPO, count: int) -> dict[str, float]:
 def _drifts(model: DiffusionDPO, batch: PreferenceBatch, draw: int) -> Tensor:
     """d_theta - d_ref of both pictures, (2, B)."""
     assert model.bank is not None, "arms train an adapter, so that the base is there with it off"
-    unknown = torch.full_like(batch.gap, torch.nan)
-    noisy = model.noised(ReadyPairs.of(batch, PairGaps(unknown, unknown, unknown), draw))
+    noisy = model.noised(ReadyPairs.of(batch, PairGaps.unknown(len(batch)), draw))
     ours = model.policy.velocity(noisy.x_t, noisy.t, noisy.text)
     with model.bank.disabled():
         theirs = model.policy.velocity(noisy.x_t, noisy.t, noisy.text)

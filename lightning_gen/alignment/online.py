@@ -52,6 +52,9 @@ DEFAULT = "default"
 _SHAPES = "adapters"
 """Key of a checkpoint under which the shapes of its adapters stand."""
 
+_LEAST_CONTRAST = 1e-3
+"""Below the rounding of pictures to 8 bits, which is no roughness."""
+
 _OPTIMIZER = AdamW(3e-4, betas=(0.9, 0.999), weight_decay=1e-4)
 
 
@@ -150,15 +153,18 @@ class OnlineTraining(pl.LightningModule):
             stage: of the Trainer.
 
         Raises:
-            ValueError: groups of one.
+            ValueError: groups of one, or a rollout that cannot be shared out evenly.
             RewardError: a reward cannot be made ready.
         """
-        repeats = getattr(getattr(self.trainer, "datamodule", None), "repeats", None)
+        data = getattr(self.trainer, "datamodule", None)
+        repeats, rows = getattr(data, "repeats", None), getattr(data, "global_batch_size", None)
         if stage == "fit" and repeats is not None and repeats < 2:
             raise ValueError(
                 f"data.repeats is {repeats}: a picture is judged against others of its prompt, so every prompt must "
                 "come at least twice (paper: 24); a group of one learns from noise alone"
             )
+        if stage == "fit" and rows is not None:
+            _require_shares(rows, self.updates.per_rollout)  # now: not after a rollout and its scores
         self.rewards.load()  # now: the first rollout may take minutes
 
     def on_fit_start(self) -> None:
@@ -294,10 +300,11 @@ class OnlineTraining(pl.LightningModule):
         group, first = gather_over_ranks(rollout.group)
         paid = self.rewards.combine_scores(everyone)
         self.log_all({f"rewards/{name}": value for name, value in paid.means().items()}, len(rollout))
-        settings = self.advantage_settings
-        found = epoch_advantages(paid.normalised, self.rewards.weights, group, settings).total
-        contrast = gather_over_ranks(rollout.images.flatten(1).std(1))[0].mean()
-        watched = {"contrast": contrast, "worthless": (found == 0).float().mean(), "reward_std": _spread(paid.total)}
+        settings, suite = self.advantage_settings, self.rewards
+        found = epoch_advantages(paid.normalised, suite.weights, group, settings, suite.combine).total
+        watched = {"worthless": (found == 0).float().mean(), "reward_std": _spread(paid.total)}
+        for name, of_pictures in (("contrast", _contrast), ("roughness", _roughness)):
+            watched[name] = gather_over_ranks(of_pictures(rollout.images))[0].mean()
         self.log_all({f"train/{name}": value for name, value in watched.items()}, len(rollout))
         return found[first : first + len(rollout)]
 
@@ -344,11 +351,7 @@ class OnlineTraining(pl.LightningModule):
         """
         count = self.updates.per_rollout
         everyone, first = gather_over_ranks(advantages)
-        if len(everyone) % count:
-            raise ValueError(
-                f"{len(everyone)} rows cannot be shared out over {count} updates: change data.global_batch_size or "
-                "updates.per_rollout"
-            )
+        _require_shares(len(everyone), count)
         kept = torch.arange(len(everyone), device=everyone.device)
         if self.updates.skip_worthless:
             keys, step = gather_over_ranks(rollout.keys)[0], self.trainer.global_step
@@ -508,6 +511,24 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 def _is_adapter(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
+
+
+def _require_shares(rows: int, updates: int) -> None:
+    if rows % updates:
+        raise ValueError(
+            f"{rows} rows cannot be shared out over {updates} updates: change data.global_batch_size or "
+            "updates.per_rollout"
+        )
+
+
+def _contrast(images: Tensor) -> Tensor:
+    return images.flatten(1).std(1)
+
+
+def _roughness(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours over the contrast, (B,); 2 / sqrt(pi) for white Gaussian noise."""
+    steps = [images.diff(dim=axis).abs().flatten(1) for axis in (-2, -1)]
+    return torch.cat(steps, 1).mean(1) / _contrast(images).clamp(min=_LEAST_CONTRAST)
 
 
 def _spread(values: Tensor) -> Tensor:

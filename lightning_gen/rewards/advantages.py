@@ -42,7 +42,6 @@ class AdvantageSettings:
     Attributes:
         order: "combine_first" adds the rewards and normalises the sum; "normalise_first" normalises each reward and
             adds the advantages, so that no reward counts more because its scale is larger.
-        combination: "sum" = sum of weight * value; "mean" = that, divided by the weights that apply to the picture.
         deviation: what the distance from the group's mean is divided by: the standard deviation over the whole epoch
             ("global"), over the group ("group"), or nothing ("none").
         epsilon: added to the standard deviation, > 0.
@@ -58,7 +57,6 @@ class AdvantageSettings:
     """
 
     order: Literal["combine_first", "normalise_first"] = "combine_first"
-    combination: Literal["sum", "mean"] = "sum"
     deviation: Literal["global", "group", "none"] = "global"
     epsilon: float = 1e-4
     whiten: bool = False
@@ -88,17 +86,19 @@ def epoch_advantages(
     weights: Mapping[str, float],
     groups: Tensor,
     settings: AdvantageSettings = AdvantageSettings(),  # noqa: B008 (frozen)
+    combination: Literal["sum", "mean"] = "sum",
 ) -> Advantages:
     """Advantages of all pictures of an epoch.
 
     combine_first:    A = normalise(sum_k w_k r_k)
-    normalise_first:  A = sum_k w_k normalise(r_k)
+    normalise_first:  A = sum_k w_k normalise(r_k);  the sum is a mean where ``combination`` says so
 
     Args:
         rewards: name -> (N,), NaN = does not apply.
         weights: name -> weight, for the same names; 0 = only watched.
         groups: number of the prompt of each picture, int64, (N,).
         settings: how.
+        combination: of the rewards, or of their advantages, see :func:`combine_rewards`; that of the ``RewardSuite``.
 
     Returns:
         The total and the parts; not clipped, see :func:`limit_advantages`.
@@ -110,10 +110,10 @@ def epoch_advantages(
         name: group_advantages(reward, groups, settings.deviation, settings.epsilon) for name, reward in rewards.items()
     }
     if settings.order == "combine_first":
-        combined = combine_rewards(rewards, weights, settings.combination)
+        combined = combine_rewards(rewards, weights, combination)
         total = group_advantages(combined, groups, settings.deviation, settings.epsilon)
     else:
-        total = combine_rewards(parts, weights, settings.combination)
+        total = combine_rewards(parts, weights, combination)
         total = whiten(total, settings.epsilon) if settings.whiten else total
     return Advantages(total.nan_to_num(nan=0.0), parts)
 

@@ -227,9 +227,10 @@ class RewardSuite:
     Args:
         entries: the rewards; names differ.
         combine: ``sum`` of the weighted scores (Flow-GRPO, DiffusionNFT), or their weighted ``mean`` over the rewards
-            that apply (MARBLE).
+            that apply (MARBLE). What is learned from is combined so, too: the scores, or the advantages in each.
         cache: keeps scores on disk; None = none.
-        max_pending: batches that may be under way; a further one waits for the oldest.
+        max_pending: batches of :meth:`submit` that may be under way; a further one waits for the oldest. Training by
+            rewards has one at a time, whatever is said here.
 
     Raises:
         ValueError: no entry, two of one name, or ``max_pending`` smaller than 1.

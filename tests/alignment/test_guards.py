@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +12,13 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_gen.alignment.guards import DivergenceGuard
+from lightning_gen.flow.schedules import double_shift_grid
+from lightning_gen.flow.transitions import Stochasticity, gaussian_divergence
+from lightning_gen.shapes.render import render
 from lightning_gen.training.ema import EMA
-from tests.alignment.test_online import module
+from lightning_gen.training.optim import AdamW
+from tests.alignment.test_online import module, prompts, train
+from tests.shapes.worlds import scenes
 
 
 def watch(
@@ -27,7 +34,13 @@ def watch(
                     parameter.fill_(float(step) + more)
         trainer.callback_metrics = {
             name: torch.tensor(value)
-            for name, value in {"rewards/total": reward, "train/kl": 0.1, "train/contrast": 0.2, **rest}.items()
+            for name, value in {
+                "rewards/total": reward,
+                "train/drift": 0.05,
+                "train/contrast": 0.2,
+                "train/roughness": 0.2,
+                **rest,
+            }.items()  # fmt: skip
         }
         trainer.global_step = step
         guard.on_train_batch_end(trainer, model, None, None, step)  # type: ignore[arg-type]
@@ -72,16 +85,90 @@ def test_a_steady_run_goes_on() -> None:
 @pytest.mark.parametrize(
     ("rest", "message", "steps"),
     [
-        ({"train/kl": 2.0}, "the divergence from the reference is 2, above 1", 3),
-        ({"train/contrast": 0.001}, "a contrast of 0.001", 3),
-        ({"train/contrast": 0.6}, "a contrast of 0.600", 3),
-        ({"train/loss": float("nan")}, "the loss is nan", 1),
+        ({"train/drift": 2.0}, "train/drift is 2, above 0.1", 3),
+        ({"train/contrast": 0.001}, "train/contrast is 0.001, below 0.02", 3),
+        ({"train/contrast": 0.6}, "train/contrast is 0.6, above 0.45", 3),
+        ({"train/roughness": 1.1}, "train/roughness is 1.1, above 0.8", 3),
+        ({"train/loss": float("nan")}, "train/loss is nan", 1),
+        ({"train/kl": float("inf")}, "train/kl is inf", 1),
     ],
 )
 def test_what_else_stops_a_run(rest: dict[str, float], message: str, steps: int) -> None:
     with pytest.warns(UserWarning, match=message):
         trainer = watch(DivergenceGuard(patience=3), module("nft"), [0.1] * 10, **rest)
     assert trainer.global_step == steps - 1
+
+
+def test_what_is_not_watched_stops_nothing() -> None:
+    rest = {"train/drift": 9.0, "train/roughness": 9.0}
+    guard = DivergenceGuard(largest_drift=None, largest_roughness=None, patience=1)
+    assert not watch(guard, module("nft"), [0.1] * 3, **rest).should_stop
+
+
+def test_a_step_that_ends_the_run_is_not_kept_as_the_best() -> None:
+    model = module("nft")
+    start = [parameter.detach().clone() for parameter in model.bank.parameters("default")]
+    with pytest.warns(UserWarning, match="the adapter of the start is back"):
+        watch(DivergenceGuard(patience=1), model, [0.9], **{"train/drift": 1.0})
+    assert all(map(torch.equal, model.bank.parameters("default"), start))
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_a_policy_that_really_diverges_is_stopped_before_it_is_ruined(kind: str, tmp_path: Path) -> None:
+    """Steps ten times too large; toys have pictures of four pixels, whose look says nothing."""
+    guard = DivergenceGuard(patience=2, least_contrast=0.0, largest_contrast=1.0, largest_roughness=None)
+    model = module(kind, optimizer=AdamW(0.3, weight_decay=0.0))
+    with pytest.warns(
+        UserWarning, match=r"training stops because train/drift is .*, above 0.1; the adapter .* is back"
+    ):
+        trainer = train(model, prompts(tmp_path), tmp_path, steps=60, callbacks=[guard])
+    assert 2 <= trainer.global_step < 60
+    assert float(trainer.callback_metrics["train/kl"]) < 1.0, "a limit of 1 on the divergence would have said nothing"
+    kept = guard.state_dict()["good"]["default"]
+    for name, factors in model.bank.weights("default").factors.items():
+        assert all(map(torch.equal, factors, kept[name]))
+
+
+def test_no_one_limit_of_the_divergence_fits_all_steps() -> None:
+    """Per mean squared change of the velocity, on the grid of Stable Diffusion 3.5 with the published noise."""
+    times, x = double_shift_grid(10), torch.zeros(1, 1, dtype=torch.float64)
+    found = []
+    for step in range(9):
+        here, there = (Stochasticity("sde", 0.7).transition(x, v, times, step) for v in (x, x + 1))
+        found.append(float(gaussian_divergence(here, there)))
+    assert min(found) == pytest.approx(6.5e-5, rel=0.1) and max(found) == pytest.approx(0.297, rel=0.01)
+    assert (9 / sum(found)) ** 0.5 == pytest.approx(4.79, abs=0.01), "the change at which the mean divergence is 1"
+
+
+def noisy(kind: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    if kind == "uniform":
+        return torch.rand(8, 3, 32, 32, generator=generator)
+    return (0.5 + float(kind) * torch.randn(8, 3, 32, 32, generator=generator)).clamp(0, 1)
+
+
+def shown(images: torch.Tensor, tmp_path: Path) -> dict[str, float]:
+    """What is logged of a rollout with these pictures, which were all paid alike."""
+    model, seen, data = module("nft"), dict[str, float](), prompts(tmp_path)
+    model.log_all = lambda values, _: seen.update({k: float(v) for k, v in values.items()})  # type: ignore[method-assign]
+    data.setup("fit")
+    rollout = replace(model.make(next(iter(data.train_dataloader()))), images=images)
+    model.advantages(model.rewards.combine_scores({"redness": torch.ones(8)}), rollout)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["0.15", "0.5", "1.0", "uniform"])
+def test_noise_is_told_by_its_roughness_and_not_by_its_contrast(kind: str, tmp_path: Path) -> None:
+    guard, seen = DivergenceGuard(patience=1), shown(noisy(kind), tmp_path)
+    assert 0.02 < seen["train/contrast"] < 0.45 and 1.05 < seen["train/roughness"] < 1.2
+    with pytest.warns(UserWarning, match="train/roughness is 1.1.*above 0.8"):
+        assert watch(guard, module("nft"), [0.1], **seen).should_stop
+
+
+def test_pictures_are_smooth_and_grey_is_not_rough(tmp_path: Path) -> None:
+    pictures = torch.stack([render(scene, (32, 32)) for _, scene in scenes(8, words=True)]).float() / 255
+    assert 0.02 < shown(pictures, tmp_path)["train/roughness"] < 0.3
+    assert shown(torch.full((8, 3, 4, 4), 0.5), tmp_path)["train/roughness"] == 0.0
 
 
 def test_a_resumed_guard_goes_on_watching() -> None:
@@ -98,3 +185,5 @@ def test_other_models_and_odd_limits_are_refused() -> None:
         DivergenceGuard().setup(SimpleNamespace(), BoringModel(), "fit")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="least_contrast below largest_contrast"):
         DivergenceGuard(least_contrast=0.5)
+    with pytest.raises(ValueError, match="largest_drift and largest_roughness are positive"):
+        DivergenceGuard(largest_drift=0.0)

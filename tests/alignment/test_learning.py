@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
 from lightning_gen.alignment.online import OnlineTraining
-from lightning_gen.alignment.rollout import Rollout
+from lightning_gen.alignment.rollout import Rollout, row_keys, step_noise
 from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import RunningMeans, Share
 from lightning_gen.training.optim import AdamW
-from tests.alignment.test_online import LORA, _batch, module, prompts, rewards, train
+from tests.alignment.test_online import LORA, _batch, _training_batch, module, prompts, rewards, train
 from tests.alignment.worlds import ToyPolicy
 
 ALL = Share(torch.arange(8), torch.full((8,), 1 / 8))
@@ -62,8 +63,6 @@ def test_the_first_update_is_on_the_policy(tmp_path: Path) -> None:
 
 
 def test_noise_of_every_step_and_row_is_its_own() -> None:
-    from lightning_gen.alignment.rollout import step_noise
-
     drawn = step_noise((3, 2, 2), 7, 0, torch.tensor([0, 1]))
     values = [drawn(0)[0], drawn(0)[1], drawn(1)[0], drawn(1)[1], step_noise((3, 2, 2), 7, 1, torch.tensor([0]))(0)[0]]
     assert len({tuple(value.flatten().tolist()) for value in values}) == len(values)
@@ -105,6 +104,56 @@ def test_a_window_of_cps_ends_before_the_deterministic_step() -> None:
     assert StochasticRollout(4, window_size=2).where == (0, 4)
     with pytest.raises(ValueError, match="reaches the last of 4 steps, which is deterministic with cps: end it at 3"):
         StochasticRollout(4, kind="cps", window_size=2, window=(1, 4))
+
+
+def flow_grpo(how: StochasticRollout, tmp_path: Path, **changed: Any) -> Any:
+    """A model after one step, and a training batch: two groups of four."""
+    model: Any = FlowGRPO(
+        ToyPolicy(), rewards(), how, lora=LORA, updates=WHOLE, seed=3, evaluation=Evaluation(4, "euler", 1.0),
+        optimizer=AdamW(3e-2, weight_decay=0.0), **changed,
+    )  # fmt: skip
+    model.configure_model()
+    model.trainer = train(model, prompts(tmp_path), tmp_path, steps=1)
+    return model
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_members_of_a_group_may_begin_with_the_same_noise(same: bool, tmp_path: Path) -> None:
+    model, batch = flow_grpo(StochasticRollout(4, 1.0, same_noise=same), tmp_path), _training_batch(prompts(tmp_path))
+    walk = model.sample(batch).trajectory
+    for group in batch.group.unique():
+        first = walk.states[batch.group == group, 0]
+        assert len(first) == 4 and all(torch.equal(one, first[0]) is same for one in first[1:])
+    assert not torch.equal(walk.states[0, 0], walk.states[-1, 0]), "groups differ"
+    assert not torch.equal(walk.actions[0, 0], walk.actions[1, 0]), "noise of the steps is everyone's own"
+
+
+def test_forms_of_the_divergence_differ_by_the_length_of_the_step_and_both_come_from_the_drift(tmp_path: Path) -> None:
+    model = flow_grpo(StochasticRollout(4, 1.0), tmp_path, kl=0.0)
+    rollout, found = model.sample(_training_batch(prompts(tmp_path))), {}
+    for form in ("published", "exact"):
+        model.kl_form = form
+        _, found[form] = watched(model, rollout, torch.zeros(8))
+    step = rollout.steps[-1]  # without a weight the last trained one is watched
+    t, length = float(rollout.times[step]), float(rollout.times[step] - rollout.times[step + 1])
+    assert found["exact"]["train/kl"] == pytest.approx(found["published"]["train/kl"] / length, rel=1e-5)
+    rate = 0.7 * math.sqrt(t / (1 - t))
+    share = length * (1 + rate**2 * (1 - t) / (2 * t))
+    drift = found["published"]["train/drift"]
+    assert drift > 0 and found["published"]["train/kl"] == pytest.approx(share**2 * drift / (2 * rate**2), rel=1e-4)
+
+
+def test_a_step_of_coefficient_preserving_sampling(tmp_path: Path) -> None:
+    """Its log-probability is minus the mean square of what was added: deviation t' sin(a pi / 2)."""
+    model = flow_grpo(StochasticRollout(4, 1.0, kind="cps", noise_level=0.5), tmp_path)
+    found = logged(model)
+    assert found["train/clipped"] == 0.0 and found["train/gradient_norm"] > 0
+    rollout = model.sample(batch := _training_batch(prompts(tmp_path)))
+    drawn = step_noise((3, 2, 2), 3, batch.epoch, row_keys(batch))
+    for place, step in enumerate(rollout.steps):
+        deviation = float(rollout.times[step + 1]) * math.sin(math.pi / 4)
+        expected = -((deviation * drawn(step)) ** 2).flatten(1).mean(1)
+        torch.testing.assert_close(rollout.trajectory.log_probs[:, place], expected, rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------ DiffusionNFT
@@ -170,6 +219,18 @@ def test_the_old_policy_follows_after_every_rollout(schedule: str, kept: float, 
         torch.testing.assert_close(old, kept * before + (1 - kept) * new)
     assert any(not torch.equal(new, before) for new, before in zip(model.bank.parameters("old"), start, strict=True))
     assert logged(model)["train/old_policy_decay"] == pytest.approx(kept)
+
+
+def test_ceiling_and_slope_of_the_old_policy_are_passed_on(tmp_path: Path) -> None:
+    short = stepped("nft", tmp_path, steps=1, old_policy="ramp", old_policy_slope=0.2)
+    assert logged(short)["train/old_policy_decay"] == pytest.approx(0.2)
+    start = [p.detach().clone() for p in module("nft").bank.parameters("old")]
+    model = stepped("nft", tmp_path, old_policy="ramp", old_policy_slope=0.9, old_policy_ceiling=0.25)
+    assert logged(model)["train/old_policy_decay"] == pytest.approx(0.25)
+    for old, new, before in zip(model.bank.parameters("old"), model.bank.parameters("default"), start, strict=True):
+        torch.testing.assert_close(old, 0.25 * before + 0.75 * new)
+    with pytest.raises(ValueError, match="old_policy_slope is positive"):
+        module("nft", old_policy_slope=-1.0)
 
 
 # ------------------------------------------------------------------ both

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import share_of
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.prompts import PromptDataModule
+from lightning_gen.rewards.advantages import group_advantages
 from lightning_gen.rewards.lanes import RewardError
 from lightning_gen.rewards.rewards import RewardEntry, RewardScores, RewardSuite
 from tests.alignment.worlds import ToyPolicy
@@ -176,6 +178,35 @@ def test_a_group_of_one_is_refused(tmp_path: Path) -> None:
         train(module("grpo"), prompts(tmp_path, repeats=1), tmp_path)
 
 
+def test_updates_that_a_rollout_cannot_be_shared_out_over_are_refused_before_it(tmp_path: Path) -> None:
+    broken = module("nft", updates=Updates(3, 4))
+    broken.sample = None  # type: ignore[method-assign, assignment]  # a rollout would fail in another way
+    with pytest.raises(ValueError, match=r"8 rows cannot be shared out over 3 updates: change data.global_batch_size"):
+        train(broken, prompts(tmp_path), tmp_path)
+
+
+class ForLong(Redness):
+    """Is for prompts of more than four letters."""
+
+    def inapplicable(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        return None if len(prompt) > 4 else "it is short"
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean"])
+def test_what_is_paid_is_what_is_learned_from(combine: Any, tmp_path: Path) -> None:
+    """A group with one reward and a group with two: their sum is four times the mean."""
+    entries = [RewardEntry("redness", Redness()), RewardEntry("long", ForLong(), weight=3.0, elsewhere="skip")]
+    model = module("nft", rewards=RewardSuite(entries, combine))
+    model.log_all = lambda *_: None  # type: ignore[method-assign]
+    rollout = model.make(_training_batch(prompts(tmp_path)))
+    short = rollout.group == rollout.group[0]
+    rollout = replace(rollout, prompts=tuple("x" if one else "x" * 6 for one in short.tolist()))
+    scores = model.score(rollout)
+    red = scores.raw["redness"]
+    torch.testing.assert_close(scores.total, red if combine == "mean" else torch.where(short, red, 4 * red))
+    torch.testing.assert_close(model.advantages(scores, rollout), group_advantages(scores.total, rollout.group))
+
+
 def test_guidance_is_refused_where_the_velocity_is_learned() -> None:
     with pytest.raises(ValueError, match="guidance is 4.5: DiffusionNFT learns the velocity"):
         CleanRollout(guidance=4.5)
@@ -310,9 +341,13 @@ def test_a_model_that_begins_below_pure_noise_gets_its_own_first_state(kind: str
     assert torch.equal(seen[0], 0.5 * initial_noise((3, 2, 2), 3, 0, row_keys(batch)))
 
 
-def _first_keys(data: PromptDataModule) -> Tensor:
+def _training_batch(data: PromptDataModule) -> Any:
     data.setup("fit")
-    return row_keys(next(iter(data.train_dataloader())))
+    return next(iter(data.train_dataloader()))
+
+
+def _first_keys(data: PromptDataModule) -> Tensor:
+    return row_keys(_training_batch(data))
 
 
 def _passes(model: OnlineTraining, tmp_path: Path) -> list[tuple[str | None, bool]]:

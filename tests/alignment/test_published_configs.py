@@ -62,6 +62,7 @@ GRPO_VALUES: dict[str, Any] = {
 EVERY_NFT = {
     "rollout": {"solver": "dpm_solver", "guidance": 1.0}, "loss": {"weighting": "adaptive", "mode": "all", "kl": 1e-4},
     "evaluation": {"guidance": 1.0}, "updates": {"skip_worthless": False}, "old_policy_ceiling": None,
+    "old_policy_slope": None,
 }  # fmt: skip
 NFT_TABLE = {  # steps, b, old policy, updates per rollout
     "geneval": (10, 1.0, "ramp", 1), "ocr": (10, 0.1, "delayed_ramp", 2), "pickscore": (10, 1.0, "ramp", 1),

@@ -86,7 +86,8 @@ def run(
     strategy: Any = FSDP2Strategy(save_distributed_checkpoint=not as_file) if sharded else "auto"
     trainer = train(
         trained, data(Path(pipeline).parent), folder, steps=STEPS, strategy=strategy, devices=devices,
-        callbacks=[EMA((0.5,)), DivergenceGuard(patience=1), keeper], enable_checkpointing=True, ckpt_path=ckpt_path,
+        callbacks=[EMA((0.5,)), DivergenceGuard(None, largest_roughness=None, patience=1), keeper],
+        enable_checkpointing=True, ckpt_path=ckpt_path,
     )  # fmt: skip
     assert trainer.global_step == STEPS, "the guard stopped it"
     trained.save_pretrained(folder / "adapter")

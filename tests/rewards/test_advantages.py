@@ -155,8 +155,7 @@ def test_normalised_first_no_scale_wins() -> None:
     assert torch.allclose(small, large, atol=1e-9)
     parts = [group_advantages(reward, GROUPS, "group", 1e-12) for reward in (first, second)]
     assert close(small, parts[0] + 2 * parts[1])
-    mean = AdvantageSettings("normalise_first", "mean", "group", 1e-12)
-    averaged = epoch_advantages({"a": first, "b": second}, {"a": 1.0, "b": 2.0}, GROUPS, mean).total
+    averaged = epoch_advantages({"a": first, "b": second}, {"a": 1.0, "b": 2.0}, GROUPS, settings, "mean").total
     assert close(averaged, (parts[0] + 2 * parts[1]) / 3)
 
 

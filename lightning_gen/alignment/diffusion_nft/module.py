@@ -115,6 +115,8 @@ class DiffusionNFT(OnlineTraining):
         loss: what is learned from a picture.
         old_policy: how the old policy follows the trained one.
         old_policy_ceiling: largest share that stays; None = that of the schedule.
+        old_policy_slope: growth of the share per optimiser step; None = that of the schedule, with which a run of 100
+            steps has an old policy that is nearly a copy.
         advantages: how rewards become advantages.
         updates: how a rollout is learned from.
         lora: shape of the adapters.
@@ -134,6 +136,7 @@ class DiffusionNFT(OnlineTraining):
         loss: NFTLoss = NFTLoss(),  # noqa: B008 (frozen)
         old_policy: OldPolicySchedule = "ramp",
         old_policy_ceiling: float | None = None,
+        old_policy_slope: float | None = None,
         advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008 (frozen)
         updates: Updates = Updates(skip_worthless=False),  # noqa: B008 (frozen)
         lora: LoRASettings = LoRASettings(),  # noqa: B008 (frozen)
@@ -146,8 +149,10 @@ class DiffusionNFT(OnlineTraining):
             policy, rewards, (DEFAULT, OLD), lora, advantages, updates, evaluation, optimizer, init_adapter, seed
         )
         self.how, self.loss = rollout, loss
-        self.old_policy, self.old_policy_ceiling = old_policy, old_policy_ceiling
-        old_policy_decay(0, old_policy, old_policy_ceiling)
+        self.old_policy, self.old_policy_ceiling, self.old_policy_slope = (
+            old_policy, old_policy_ceiling, old_policy_slope,
+        )  # fmt: skip
+        self.old_policy_decay(0)  # now: not after the first rollout
 
     def on_fit_start(self) -> None:
         """The old policy begins as the trained one; a resumed run has its own."""
@@ -173,10 +178,21 @@ class DiffusionNFT(OnlineTraining):
             for share in self.updates_of(advantages, rollout):
                 self.learn(rollout, advantages, share)
                 self.update()
-        decay = old_policy_decay(self.trainer.global_step, self.old_policy, self.old_policy_ceiling)
+        decay = self.old_policy_decay(self.trainer.global_step)
         self.bank.blend(OLD, DEFAULT, decay)
         self.log_watched(len(batch))
         self.log("train/old_policy_decay", decay, batch_size=len(batch))
+
+    def old_policy_decay(self, step: int) -> float:
+        """How much of the old policy stays after a rollout, see ``objective.old_policy_decay``.
+
+        Args:
+            step: optimiser steps so far.
+
+        Returns:
+            d in [0, 1).
+        """
+        return old_policy_decay(step, self.old_policy, self.old_policy_ceiling, self.old_policy_slope)
 
     @torch.no_grad()
     def sample(self, batch: PromptBatch) -> Rollout:
@@ -286,4 +302,5 @@ class DiffusionNFT(OnlineTraining):
             v_reference = self.policy.velocity(x_t, t, text)
         distance = reference_losses(v, v_reference)
         self.watch("train/kl", distance, weights)
+        self.watch("train/drift", distance, weights)  # the same here; the name that every method has
         return losses if how.kl == 0 else losses + how.kl * distance

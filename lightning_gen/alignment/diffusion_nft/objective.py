@@ -33,6 +33,9 @@ Weighting = Literal["adaptive", "none"]
 
 _LEAST_WEIGHT = 1e-5
 
+_RAMPS = {"ramp": (0, 0.001, 0.5), "delayed_ramp": (75, 0.0075, 0.999)}
+"""First step, slope and ceiling."""
+
 
 def implicit_velocities(v: Tensor, v_old: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """The policies for good and for bad pictures that one trained velocity stands for.
@@ -158,7 +161,9 @@ def reference_losses(v: Tensor, v_reference: Tensor) -> Tensor:
     return (v.to(exact) - v_reference.detach().to(exact)).square().flatten(1).mean(1)
 
 
-def old_policy_decay(step: int, schedule: OldPolicySchedule, ceiling: float | None = None) -> float:
+def old_policy_decay(
+    step: int, schedule: OldPolicySchedule, ceiling: float | None = None, slope: float | None = None
+) -> float:
     """How much of the old policy stays: old <- d old + (1 - d) trained.
 
     copy: 0;  ramp: min(0.001 k, 0.5);  delayed_ramp: 0 before step 75, then min(0.0075 (k - 75), 0.999)
@@ -166,23 +171,28 @@ def old_policy_decay(step: int, schedule: OldPolicySchedule, ceiling: float | No
     Args:
         step: k, optimiser steps so far.
         schedule: which of the three; the published code numbers them 0, 1, 2.
-        ceiling: in place of 0.5 or 0.999 (arXiv:2605.06507's copy has 0.95 for the ramp).
+        ceiling: in [0, 1), in place of 0.5 or 0.999 (arXiv:2605.06507's copy has 0.95 for the ramp).
+        slope: per step, > 0, in place of 0.001 or 0.0075; for runs much shorter than the published ones.
 
     Returns:
         d in [0, 1).
 
     Raises:
-        ValueError: an unknown schedule.
+        ValueError: an unknown schedule, or a ceiling or a slope outside its range or without a ramp.
 
-    Source: arXiv:2509.16117, published trainer.
+    Source: arXiv:2509.16117, published trainer (schedules); the slope is fixed there.
     """
+    if schedule not in get_args(OldPolicySchedule):
+        raise ValueError(f"the old policy follows as one of {', '.join(get_args(OldPolicySchedule))}, got {schedule!r}")
     if schedule == "copy":
+        if ceiling is not None or slope is not None:
+            raise ValueError(f"an old policy that is a copy has neither ceiling nor slope, got {ceiling} and {slope}")
         return 0.0
-    if schedule == "ramp":
-        return min(0.001 * step, 0.5 if ceiling is None else ceiling)
-    if schedule == "delayed_ramp":
-        return min(0.0075 * max(step - 75, 0), 0.999 if ceiling is None else ceiling)
-    raise ValueError(f"the old policy follows as one of {', '.join(get_args(OldPolicySchedule))}, got {schedule!r}")
+    start, usual_slope, usual_ceiling = _RAMPS[schedule]
+    steep, most = usual_slope if slope is None else slope, usual_ceiling if ceiling is None else ceiling
+    if not steep > 0 or not 0 <= most < 1:
+        raise ValueError(f"old_policy_slope is positive and old_policy_ceiling in [0, 1), got {steep} and {most}")
+    return min(steep * max(step - start, 0), most)
 
 
 def _error(difference: Tensor, weighting: Weighting) -> Tensor:

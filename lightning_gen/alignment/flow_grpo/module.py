@@ -94,7 +94,8 @@ class FlowGRPO(OnlineTraining):
         policy: name of shipped weights, a folder, a pipeline of diffusers, or a text-to-image model.
         rewards: what is paid for.
         rollout: how pictures are made to learn from.
-        clip: c, range of the ratio; 1e-4 published, 1e-5 without guidance.
+        clip: c, range of the ratio; 1e-4 published, 1e-5 without guidance. Idle in the first update of a rollout, where
+            every ratio is 1.
         advantage_clip: largest advantage.
         kl: beta; 0 = the divergence is only watched, at one step of every rollout.
         kl_form: ``published``, which its weights are tuned to, or ``exact``.
@@ -228,7 +229,9 @@ class FlowGRPO(OnlineTraining):
             return losses
         # Without a weight the divergence is only watched, at the last trained step, where it is largest.
         with torch.no_grad(), self.bank.disabled():
-            reference = self._transition(rollout, rows, place, field(state, t))
+            v_reference = field(state, t)
+        self.watch("train/drift", (v.detach() - v_reference).square().flatten(1).mean(1), weights)
+        reference = self._transition(rollout, rows, place, v_reference)
         divergence = gaussian_divergence(transition, reference, self.kl_form)
         self.watch("train/kl", divergence, weights)
         return losses if self.kl == 0 else losses + self.kl * divergence

@@ -1,9 +1,13 @@
 """The clipped policy gradient of one denoising step.
 
 Log-probabilities are per number of the state (``flow/transitions.py``), so a ratio is the whole state's to the power of
-1 / D; with D = 65,536 that is why the clip range is 1e-4 and not 0.2.
+1 / D. Where the velocity has changed by dv, root mean square,
 
-Shape letters: B pictures.
+    log ratio = N(0, 1) w dv / sqrt(D) - (w dv)^2 / 2,  w = |d mean / d v| / deviation of the step
+
+so that with D = 65,536 the clip range is 1e-4 and not 0.2; only the first term depends on D.
+
+Shape letters: B pictures, D numbers of a state.
 """
 
 from __future__ import annotations

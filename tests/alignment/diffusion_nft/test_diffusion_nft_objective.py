@@ -73,6 +73,17 @@ def test_the_optimum_is_that_of_the_theorem(optimality: float, strength: float) 
     torch.testing.assert_close(v, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_away_from_the_old_policy_a_term_that_knows_no_picture_pulls_back(strength: float) -> None:
+    """t^2 / D (2 A (v_old - v_target) + 10 b (v - v_old)), which is why b and updates per rollout go together."""
+    at, worth = sample(), torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64)
+    away = torch.full_like(at["v_old"], 0.3)
+    found = 3 * gradient(at, at["v_old"] + away, 0.5 + worth / (2 * BOUND), strength, weighting="none")
+    target = (at["x_t"] - at["x_0"]) / at["t"][:, None]
+    pull = 2 * worth[:, None] * (at["v_old"] - target) + 10 * strength * away
+    torch.testing.assert_close(found, at["t"][:, None] ** 2 / target.shape[1] * pull)
+
+
 def test_the_gradient_is_affine_in_the_optimality() -> None:
     at, v = sample(), sample()["v_old"] + 0.3
     at["v_old"] = at["v_old"].detach()
@@ -124,8 +135,15 @@ def test_the_old_policy_follows(schedule: OldPolicySchedule, steps: tuple[int, .
     assert [old_policy_decay(step, schedule) for step in steps] == pytest.approx(list(decays))
 
 
-def test_the_ceiling_is_a_switch_and_names_are_checked() -> None:
+def test_ceiling_and_slope_are_switches_and_names_are_checked() -> None:
     assert old_policy_decay(2000, "ramp", ceiling=0.95) == 0.95
+    assert [old_policy_decay(step, "ramp", slope=0.01) for step in (10, 100)] == [0.1, 0.5]
+    assert old_policy_decay(85, "delayed_ramp", slope=0.02) == pytest.approx(0.2)
+    for ceiling, slope in ((1.0, None), (-0.1, None), (None, 0.0)):
+        with pytest.raises(ValueError, match=r"old_policy_slope is positive and old_policy_ceiling in \[0, 1\)"):
+            old_policy_decay(1, "ramp", ceiling, slope)
+    with pytest.raises(ValueError, match="a copy has neither ceiling nor slope"):
+        old_policy_decay(1, "copy", slope=0.01)
     with pytest.raises(ValueError, match="copy, ramp, delayed_ramp"):
         old_policy_decay(1, "never")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="adaptive, none"):

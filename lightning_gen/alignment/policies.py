@@ -87,14 +87,14 @@ class PipelinePolicy:
             revision=self.revision,
         )
 
-    def needs(self, lora: LoRASettings) -> ModelNeeds:
+    def needs(self, lora: LoRASettings | None) -> ModelNeeds:
         """Count the pipeline by its config files, and look whether its weights are here; nothing is read or fetched.
 
         Args:
-            lora: shape of the trained adapter.
+            lora: shape of the trained adapter; None = the network itself is trained.
 
         Returns:
-            Parameters of the adapter, of the network and of what stays beside it on the device. Zeros where not even
+            Parameters that are trained, of the network and of what stays beside it on the device. Zeros where not even
             the config files are here.
         """
         folder, problem = find_pipeline(self.pipeline, self.revision)
@@ -112,7 +112,7 @@ class PipelinePolicy:
         if network is None:
             return ModelNeeds(0, weights=(need,))
         frozen = _size(network) + beside
-        trained = AdapterBank(network, lora).num_parameters("default")
+        trained = _size(network) if lora is None else AdapterBank(network, lora).num_parameters("default")
         return ModelNeeds(trained, frozen, weights=(need,), frozen_bytes=frozen * _BYTES[self.dtype])
 
     def _stays(self, part: str) -> bool:
@@ -141,21 +141,24 @@ def open_policy(source: str | PipelinePolicy | nn.Module) -> TextToImage:
     return cast(TextToImage, model.requires_grad_(False).eval())
 
 
-def policy_needs(source: Any, lora: Any) -> ModelNeeds:
+def policy_needs(source: Any, lora: Any, whole: bool = False) -> ModelNeeds:
     """What a policy needs, before anything is built; adapters besides the trained one, which are as small, not counted.
 
     Args:
         source: of :func:`open_policy`, as parsed from a config: a record may be a mapping.
         lora: ``LoRASettings``, the mapping of one, or None for the usual ones.
+        whole: the network itself is trained, without adapters; what runs forward is then a frozen copy of it and all
+            that stays beside it.
 
     Returns:
         Parameters and weights; zeros for what cannot be counted, such as a model of another package.
     """
     settings = lora if isinstance(lora, LoRASettings) else LoRASettings(**dict(lora or {}))
+    trained = None if whole else settings
     pipeline = _pipeline(source)
     if pipeline is not None:
-        return pipeline.needs(settings)
-    return _own_needs(source, settings) if isinstance(source, str) else ModelNeeds(0)
+        return pipeline.needs(trained)
+    return _own_needs(source, trained) if isinstance(source, str) else ModelNeeds(0)
 
 
 def _pipeline(source: Any) -> PipelinePolicy | None:
@@ -180,7 +183,7 @@ def _own(source: str | nn.Module) -> nn.Module:
     return TextLatentDiffusion.from_pretrained(source)
 
 
-def _own_needs(source: str, lora: LoRASettings) -> ModelNeeds:
+def _own_needs(source: str, lora: LoRASettings | None) -> ModelNeeds:
     try:
         folder, problem = find_weights(shipped_or_given(source))
     except MissingWeightsError as error:
@@ -188,16 +191,22 @@ def _own_needs(source: str, lora: LoRASettings) -> ModelNeeds:
     if folder is None:
         return ModelNeeds(0, weights=(WeightNeed(_WHAT, source, False, problem),))
     shapes = stored_shapes(sorted(folder.glob("model*.safetensors")))
+    frozen = sum(math.prod(shape) for shape in shapes.values())
+    if lora is None:
+        trained = sum(math.prod(shape) for name, shape in shapes.items() if ".text_encoder." not in f".{name}")
+    else:
+        trained = sum(lora.rank * sum(shape) for shape in _adapted(shapes, lora))
+    return ModelNeeds(trained, frozen, weights=(WeightNeed(_WHAT, source, True, ""),), frozen_bytes=4 * frozen)
+
+
+def _adapted(shapes: Mapping[str, tuple[int, ...]], lora: LoRASettings) -> list[tuple[int, ...]]:
     targets = LORA_TARGETS["TextDiT"] if lora.targets is None else LoRATargets(lora.targets, lora.exclude)
     ends = tuple(f".{suffix}.weight" for suffix in targets.suffixes)
-    adapted = [
+    return [
         shape
         for name, shape in shapes.items()
         if f".{name}".endswith(ends) and not any(f".{part}." in f".{name}" for part in targets.exclude)
     ]
-    frozen = sum(math.prod(shape) for shape in shapes.values())
-    trained = sum(lora.rank * sum(shape) for shape in adapted)
-    return ModelNeeds(trained, frozen, weights=(WeightNeed(_WHAT, source, True, ""),), frozen_bytes=4 * frozen)
 
 
 def _size(network: nn.Module) -> int:

@@ -234,10 +234,10 @@ def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[st
             for arm in arms
         }
 
-    found = run("reward", "base", "arena_po", "dspo")
+    found = run("reward", "base", "arena_po")
     assert found["base"]["drift@first"] == 0 != found["arena_po"]["drift@first"]
-    assert {"reward@guided", "score@sure", "harmony", "accuracy"} <= set(found["dspo"])
-    assert -1 <= found["arena_po"]["capabilities"] <= 1 and "capabilities" not in found["dspo"]
+    assert {"reward@guided", "score@sure", "harmony", "accuracy"} <= set(found["base"])
+    assert -1 <= found["arena_po"]["capabilities"] <= 1 and "capabilities" not in found["base"]
     assert set(run("noise", "noisy")["noisy"]) >= {"above dpo", "above fixed", "reward@arena_po"}
     found = run("capabilities", "ep_sequential", "win_rate")
     assert found["ep_sequential"]["correlation@sure"] > 0.9 and "covered@usual" not in found["win_rate"]

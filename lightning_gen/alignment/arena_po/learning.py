@@ -138,10 +138,8 @@ class PairTraining(pl.LightningModule):
             Parameters that are trained and that only run forward; without an adapter the network counts as trained, and
             as its own frozen copy.
         """
-        found = policy_needs(init_args.get("policy"), init_args.get("lora"))
-        if init_args.get("lora") is not None:
-            return found
-        return dataclasses.replace(found, trainable=found.frozen)
+        lora = init_args.get("lora")
+        return policy_needs(init_args.get("policy"), lora, whole=lora is None)
 
     @property
     def configured(self) -> bool:
@@ -157,9 +155,9 @@ class PairTraining(pl.LightningModule):
         if self._lora is None:
             policy.network.requires_grad_(True)
             # The encoder of prompts is frozen in post-training, also where it lives inside the network.
-            encoder = getattr(policy.network, "text_encoder", None)
-            if isinstance(encoder, nn.Module):
-                encoder.requires_grad_(False)
+            for name, part in policy.network.named_modules():
+                if name.rpartition(".")[2] == "text_encoder":
+                    part.requires_grad_(False)
         else:
             self.bank = self._adapters(policy.network, self._lora)
         if self.loss.needs_reference:

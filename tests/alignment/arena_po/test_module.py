@@ -439,5 +439,8 @@ def test_a_resumed_run_goes_on_counting_displaced_steps() -> None:
 def test_needs_counts_the_network_that_is_trained() -> None:
     full = DiffusionDPO.needs({"policy": "shapes_base"})
     small = DiffusionDPO.needs({"policy": "shapes_base", "lora": dataclasses.asdict(LORA) | {"targets": None}})
-    assert 0 < small.trainable < full.trainable == full.frozen
+    model = DiffusionDPO("shapes_base")
+    model.configure_model()
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    assert 0 < small.trainable < full.trainable == trained < full.frozen == small.frozen
     assert AdamW(1e-3)  # the optimiser of the small configurations

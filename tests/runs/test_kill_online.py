@@ -15,7 +15,7 @@ STEPS = 8
 
 
 def config(folder: Path, recipe: str, name: str, stall: Path | None = None) -> Path:
-    """A shipped recipe with few and small rollouts of two updates, a checkpoint after each, and a diary."""
+    """A shipped recipe with few and small rollouts of two updates, a checkpoint after each, a reward and a diary."""
     content: dict[str, Any] = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())
     content |= {"name": name, "runs": str(folder / "runs"), "checkpoint": {"every_n_train_steps": 2, "keep": 1}}
     content["trainer"] |= {"max_steps": STEPS, "val_check_interval": 1, "enable_progress_bar": False}
@@ -27,6 +27,7 @@ def config(folder: Path, recipe: str, name: str, stall: Path | None = None) -> P
     model = content["model"]["init_args"]
     model["rollout"]["steps"], model["evaluation"]["steps"] = 3, 2
     model["updates"] |= {"per_rollout": 2, "micro_batch_size": 4}
+    model["rewards"]["init_args"]["entries"][0]["reward"] = {"class_path": "tests.runs.crash.Brightness"}
     model["lora"] = {"rank": 2, "alpha": 4.0}
     content["data"]["init_args"] |= {"global_batch_size": 8, "repeats": 4, "val_every": 300}
     path = folder / f"{name}.yaml"

@@ -54,6 +54,9 @@ def configure(verbs: Verbs) -> None:
                         help="pairs of a model with fewer have s^2 = 2 beta^2 (0)")  # fmt: skip
     parser.add_argument("--leave-one-out", action="store_true", help="every pair without its own game: for small sets")
     parser.add_argument("--transfer", action="store_true", help="pairs that the arena was not fitted to")
+    parser.add_argument("--quantile", type=float, metavar="Q",
+                        help="take this quantile of what the gap may be, and not its mean: below 0.5 is "
+                        "careful")  # fmt: skip
     parser.set_defaults(run=_run)
 
 
@@ -64,7 +67,10 @@ def _run(options: argparse.Namespace) -> int:
     from lightning_gen.alignment.arena_po.arena_gaps import GapOptions, pair_gaps, write_gaps
     from lightning_gen.alignment.arena_po.arena_table import read_comparisons
 
-    wanted = GapOptions(options.variance, options.normalise, options.min_games, options.leave_one_out, options.transfer)
+    wanted = GapOptions(
+        options.variance, options.normalise, options.min_games, options.leave_one_out, options.transfer,
+        options.quantile,
+    )  # fmt: skip
     arena = Arena.load(options.arena)
     table = read_comparisons(options.table, reading_of(arena, options))
     found = pair_gaps(arena, table, wanted)

@@ -82,6 +82,10 @@ def test_from_annotations_to_gaps_and_pictures(run: Run) -> None:
     assert "warning: the median s is" in out
     table = pyarrow.parquet.read_table("g.parquet")
     assert (table.column("g").to_numpy() > 0).all()
+    run("arena", "gaps", "t.parquet", "--arena", "runs/arena.json", "--quantile", "0.1", "--normalise", "none",
+        "--variance", "capability", "--out", "q.parquet")  # fmt: skip
+    careful = pyarrow.parquet.read_table("q.parquet")
+    assert (careful.column("g").to_numpy() < table.column("g").to_numpy()).all()
     write(Path("other.parquet"), pickapic(1500, seed=3))
     out = run("arena", "calibrate", "other.parquet", "--arena", "runs/arena.json", "--out", "held out")
     assert "fitted to this table" not in out and Path("held out/calibration.png").is_file()

@@ -22,6 +22,7 @@ from lightning_gen.alignment.arena_po.gap import (
     GapNormalisation,
     GapVariance,
     expected_gap,
+    gap_quantile,
     normalise_gaps,
     pair_scale,
     win_probability,
@@ -52,9 +53,11 @@ class GapOptions:
             million pairs. For ``batch_ep`` and ``laplace``; what is left of a single game after one pass of TrueSkill
             cannot be told.
         transfer: the pairs are not those that the arena was fitted to, for instance of a validation split.
+        quantile: of what the gap may be, taken as the gap: below one half is careful. None = the mean, as the paper.
 
     Raises:
-        ValueError: a word that is none of these, a negative number, or ``leave_one_out`` of pairs the arena never saw.
+        ValueError: a word that is none of these, a negative number, ``leave_one_out`` of pairs the arena never saw, or
+            a quantile outside (0, 1).
     """
 
     variance: GapVariance = "performance"
@@ -62,6 +65,7 @@ class GapOptions:
     min_games: int = 0
     leave_one_out: bool = False
     transfer: bool = False
+    quantile: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("variance", GapVariance), ("normalisation", GapNormalisation)):
@@ -69,6 +73,8 @@ class GapOptions:
                 raise ValueError(f"{name} is one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.min_games < 0:
             raise ValueError(f"min_games cannot be {self.min_games}")
+        if self.quantile is not None and not 0 < self.quantile < 1:
+            raise ValueError(f"quantile lies between 0 and 1, got {self.quantile}")
         if self.leave_one_out and self.transfer:
             raise ValueError("leave_one_out takes a pair out of the arena that was fitted to it: not with transfer")
 
@@ -257,8 +263,9 @@ def _numbers(
     scale = pair_scale(spread, torch.zeros_like(spread), performance, options.variance)
     alone = pair_scale(torch.zeros_like(spread), torch.zeros_like(spread), performance, "performance")
     scale = torch.where(torch.from_numpy(few), alone, scale)
-    gap, chance = expected_gap(centre, scale), win_probability(centre, scale)
-    return delta, scale.numpy(), gap.numpy(), chance.numpy()
+    at = options.quantile
+    gap = expected_gap(centre, scale) if at is None else gap_quantile(centre, scale, at)
+    return delta, scale.numpy(), gap.numpy(), win_probability(centre, scale).numpy()
 
 
 def _remarks(arena: Arena, scale: _Floats, counts: Mapping[str, int], options: GapOptions) -> Iterator[str]:

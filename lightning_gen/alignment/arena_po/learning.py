@@ -309,7 +309,7 @@ class PairTraining(pl.LightningModule):
         if not training:
             return ReadyPairs.of(batch, gaps, 0)
         if self.loss.needs_gap:
-            require_gaps(gaps, self.loss.mode, batch.models)
+            require_gaps(gaps, self.loss, batch.models)
         index, epoch = batch.winner.index, batch.winner.epoch
         draw = epoch if self.cache is None else self.cache.number(epoch)
         gone = (uniform(self.seed, "pair drop", draw, index, ()) < self.drop_rate).tolist()

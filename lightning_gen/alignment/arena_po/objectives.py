@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_gen.alignment.arena_po.gap import expected_margin_loss
+from lightning_gen.alignment.arena_po.gap import expected_margin_loss, gap_variance
 from lightning_gen.backbones.pipelines.family import Predicted
 
 __all__ = [
@@ -76,6 +76,8 @@ class PairLoss:
         odds_scale: of the errors inside MaPO's odds; the default is its published trainer's as far as remembered.
         odds_weight: of MaPO's log-odds beside the winner's error; likewise.
         score_pull: of DSPO, how much of the way from the reference a certain mistake asks for.
+        variance_discount: how much less a pair counts whose gap is unsure: its loss is divided by 1 + this number times
+            Var[gamma D | D > 0], in squared nats; 0 = not at all. For modes with a gap.
 
     Raises:
         ValueError: an unknown mode, or a number that makes no sense.
@@ -91,6 +93,7 @@ class PairLoss:
     odds_scale: float = 5.0
     odds_weight: float = 0.1
     score_pull: float = 1.0
+    variance_discount: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(LossMode):
@@ -103,6 +106,11 @@ class PairLoss:
             )
         if not 0 <= self.score_pull <= 1:
             raise ValueError(f"loss.score_pull lies in [0, 1], got {self.score_pull}")
+        if not self.variance_discount >= 0 or (self.variance_discount and not self.needs_gap):
+            raise ValueError(
+                f"loss.variance_discount is not negative, and 0 for {self.mode}, which knows no gap: "
+                f"{self.variance_discount}"
+            )
 
     def margin(self, gap: Tensor) -> Tensor:
         """What a logit should be above.
@@ -121,6 +129,11 @@ class PairLoss:
     def needs_gap(self) -> bool:
         """Whether every pair must have a gap."""
         return self.mode in GAP_MODES
+
+    @property
+    def needs_spread(self) -> bool:
+        """Whether every pair must have the difference of the capabilities and its deviation."""
+        return self.mode == "expected_margin" or self.variance_discount > 0
 
     @property
     def needs_reference(self) -> bool:
@@ -243,12 +256,14 @@ def pair_losses(
     mapo: d_w - w log s(o(d_w) - o(d_l)),  o(d) = c d / (exp(c d) - 1)
     dspo: mean ((1 - k) (e_theta - e) + k (e_ref - e))^2 on the winner,  k = pull (1 - s(z)), no gradient
 
+    and, where it is discounted, divided by 1 + discount gamma^2 Var[D | D > 0].
+
     Args:
         errors: of the pairs.
         loss: which of them, and its numbers.
         gap: g >= 0, (B,), for the modes of ``GAP_MODES`` but ``expected_margin``.
-        delta: difference of the capabilities, winner minus loser, (B,), for ``expected_margin``.
-        scale: standard deviation of the difference of two pictures, (B,), for ``expected_margin``.
+        delta: difference of the capabilities, winner minus loser, (B,), where ``loss.needs_spread``.
+        scale: standard deviation of the difference of two pictures, (B,), where ``loss.needs_spread``.
         baseline: q, a scalar, for ``kto``.
 
     Returns:
@@ -261,6 +276,11 @@ def pair_losses(
         arXiv:2506.02698 and its published trainer (smpo). Of DSPO no text was at hand: the score of "this picture is
         preferred" is added to the data's; that its factor is a number of its own, in place of beta, is a choice.
     """
+    if loss.variance_discount:
+        spread = (_constant(part, name, loss.mode) for part, name in ((delta, "delta"), (scale, "scale")))
+        unsure = 1 + loss.variance_discount * loss.strength**2 * gap_variance(*spread)
+        sure = dataclasses.replace(loss, variance_discount=0.0)
+        return pair_losses(errors, sure, gap, delta, scale, baseline) / unsure
     if loss.mode in ("sft", "mapo", "dspo"):
         return _without_logit(errors, loss)
     z = dpo_logits(errors, loss.beta)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from lightning_gen.alignment.arena_po.objectives import PairLoss
 from lightning_gen.data.batches import ImageBatch, PreferenceBatch
 from lightning_gen.interfaces import Conditioning
 
@@ -70,21 +71,22 @@ class PairGapSource(Protocol):
         ...
 
 
-def require_gaps(gaps: PairGaps, mode: str, models: Sequence[tuple[str, str]]) -> None:
+def require_gaps(gaps: PairGaps, loss: PairLoss, models: Sequence[tuple[str, str]]) -> None:
     """Refuse pairs whose gap a loss needs and does not get.
 
     Args:
         gaps: of B pairs.
-        mode: of the loss.
+        loss: what needs them.
         models: names of the winners' and losers' models, B of them.
 
     Raises:
         ValueError: gaps that are NaN or infinite, or negative where they are factors; with their number.
     """
+    mode = loss.mode
     needed: Sequence[Tensor] = gaps[:1]
     what, more = "gap", ""
-    if mode == "expected_margin":
-        needed, what = gaps[1:], "gap and its deviation"
+    if loss.needs_spread:
+        needed, what = gaps[1:] if mode == "expected_margin" else gaps, "gap and its deviation"
         more = (
             "; deviations come from model.gaps (TableGaps of that table, or FittedGaps), normalised to mean, logit or "
             "none: zscore_clip has no unit to count them in"

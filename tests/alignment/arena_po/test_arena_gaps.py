@@ -15,7 +15,7 @@ import torch
 from lightning_gen.alignment.arena_po.arena import Arena, ArenaOptions, fit_arena
 from lightning_gen.alignment.arena_po.arena_gaps import GapOptions, PairGapTable, pair_gaps, write_gaps
 from lightning_gen.alignment.arena_po.arena_table import Comparisons, read_comparisons
-from lightning_gen.alignment.arena_po.gap import expected_gap, win_probability
+from lightning_gen.alignment.arena_po.gap import expected_gap, gap_quantile, win_probability
 from lightning_gen.data.gap_table import GapTable
 from lightning_gen.data.quarantine import DataError
 
@@ -82,6 +82,15 @@ def test_readings_and_units(arena: Arena, table: Comparisons) -> None:
         1 / 0.307811959
     )
     assert pair_gaps(arena, table, GapOptions(normalisation="none")).unit == 1
+
+
+def test_a_quantile_in_place_of_the_mean(arena: Arena, table: Comparisons) -> None:
+    found = pair_gaps(arena, table, GapOptions(normalisation="none", quantile=0.2))
+    wanted = gap_quantile(torch.from_numpy(found.delta), torch.from_numpy(found.scale), 0.2)
+    assert found.gap == pytest.approx(wanted.numpy()) and found.margin == pytest.approx(found.gap)
+    assert bool((found.gap < pair_gaps(arena, table).gap).all())
+    with pytest.raises(ValueError, match="quantile lies between 0 and 1, got 20"):
+        GapOptions(quantile=20)
 
 
 def test_rare_models_fall_back(tmp_path: Path) -> None:

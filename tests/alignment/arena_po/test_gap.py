@@ -16,6 +16,7 @@ from lightning_gen.alignment.arena_po.gap import (
     LOGISTIC_SLOPE,
     expected_gap,
     expected_margin_loss,
+    gap_quantile,
     gap_variance,
     hazard,
     normalise_gaps,
@@ -141,6 +142,37 @@ def test_second_derivatives_pass_gradgradcheck() -> None:
     t = torch.tensor([-3.0, -1.7, -0.4, 2.0, 6.0], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: hazard(x)[1], t, atol=1e-7)
     assert torch.autograd.gradgradcheck(lambda x: hazard(x)[1], t, atol=1e-5)
+
+
+@pytest.mark.parametrize("quantile", [0.01, 0.25, 0.5, 0.9, 0.999])
+def test_a_quantile_is_what_the_gap_stays_below(quantile: float) -> None:
+    t = torch.tensor([*TAILS, *MIDDLE], dtype=torch.float64)
+    found = gap_quantile(t, ONE, quantile)
+    for place, value in zip(t.tolist(), found.tolist(), strict=True):
+        with mpmath.workdps(40):
+            if place < -100:
+                # An exponential with a little of the normal's own curve: v^2 / 2 - t v + log of the two tails' ratio.
+                x = mpmath.mpf(-place)
+                rest = [1 / far - 1 / far**3 + 3 / far**5 for far in (x, x + value)]
+                below = 1 - mpmath.e ** (-value * x - mpmath.mpf(value) ** 2 / 2) * rest[1] / rest[0]
+            else:
+                below = 1 - mpmath.ncdf(place - mpmath.mpf(value)) / mpmath.ncdf(place)
+        assert float(below) == pytest.approx(quantile, abs=1e-9), place
+    single = gap_quantile(t.float(), ONE.float(), quantile)
+    torch.testing.assert_close(single.double(), found, rtol=1e-4, atol=0)
+    near = torch.tensor([-40.0, -1.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda delta: gap_quantile(delta, 2 * ONE, quantile), (near,))
+
+
+def test_the_mean_lies_between_two_quantiles_and_a_wrong_one_is_refused() -> None:
+    delta, scale = random_pairs()
+    gaps = [gap_quantile(delta, scale, quantile) for quantile in (0.25, 0.49, 0.64, 0.9)]
+    mean = expected_gap(delta, scale)
+    assert bool((gaps[0] < gaps[1]).all() and (gaps[1] < mean).all() and (mean < gaps[2]).all())
+    assert bool((gaps[2] < gaps[3]).all())
+    for quantile in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match="a quantile lies between 0 and 1"):
+            gap_quantile(delta, scale, quantile)
 
 
 def test_both_readings_of_the_variance() -> None:

@@ -363,6 +363,8 @@ def test_pairs_without_a_gap_are_counted_and_refused() -> None:
         model.ready(unknown, True)
     with pytest.raises(ValueError, match="8 of 8 pairs of a batch have no gap and its deviation"):
         module(ArenaPO, loss=PairLoss("expected_margin")).ready(pairs(), True)
+    with pytest.raises(ValueError, match="8 of 8 pairs of a batch have no gap and its deviation"):
+        module(ArenaPO, loss=PairLoss("margin", variance_discount=0.1)).ready(pairs(), True)
     negative = dataclasses.replace(pairs(), gap=-pairs().gap)
     with pytest.raises(ValueError, match="8 of 8 gaps of a batch are negative"):
         module(ArenaPO, loss=PairLoss("scale")).ready(negative, True)

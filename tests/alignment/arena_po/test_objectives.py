@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_gen.alignment.arena_po.gap import gap_variance
 from lightning_gen.alignment.arena_po.objectives import (
     PairErrors,
     PairLoss,
@@ -125,6 +126,18 @@ def test_a_sure_gap_is_an_ordinary_margin() -> None:
     assert bool((unsure > found).all())
 
 
+@pytest.mark.parametrize("mode", ["margin", "expected_margin", "weight"])
+def test_an_unsure_gap_counts_less(mode: str) -> None:
+    z, delta, gap = draws(6), draws(6, seed=3), draws(6, seed=4).abs()
+    scale = torch.linspace(0.1, 5, 6).double()
+    plain, less = (loss(mode, strength=1.3, variance_discount=much) for much in (0.0, 0.7))
+    expected = pair_losses(of_logits(z), plain, gap, delta, scale) / (1 + 0.7 * 1.3**2 * gap_variance(delta, scale))
+    torch.testing.assert_close(pair_losses(of_logits(z), less, gap, delta, scale), expected)
+    assert less.needs_spread and plain.needs_spread == (mode == "expected_margin")
+    with pytest.raises(ValueError, match=f"the loss {mode} needs delta of every pair"):
+        pair_losses(of_logits(z), less, gap)
+
+
 def test_ipo_is_the_published_loss_times_beta_squared() -> None:
     e = errors()
     published = (dpo_logits(e, BETA) / BETA - 1 / (2 * BETA)).square()
@@ -199,6 +212,8 @@ def test_what_makes_no_sense_is_refused() -> None:
         PairLoss(beta=0.0)
     with pytest.raises(ValueError, match=r"score_pull lies in \[0, 1\]"):
         PairLoss("dspo", score_pull=2.0)
+    with pytest.raises(ValueError, match="variance_discount is not negative, and 0 for margin_const"):
+        PairLoss("margin_const", variance_discount=1.0)
     with pytest.raises(ValueError, match="the loss margin needs the gap"):
         pair_losses(errors(), loss("margin"))
     with pytest.raises(ValueError, match="the loss kto needs the baseline"):

@@ -10,6 +10,9 @@ each for as many steps. PAE has structure, continuity and semantics (SSR, MCR, S
 a Gaussian latent in place of the sphere, ``vf`` the alignment of VA-VAE. ``ssr``, ``mcr`` and ``scr`` have one of the
 three losses each: they decide nothing, and give the rank correlations more variants.
 
+MCR acts from a quarter of the steps on: earlier, decoders that have not learned to read their latents stay at the mean
+picture (the paper does not say when it begins).
+
 Prior and judge are the embedded world's own encoder (``shapes_encoder``): the third of its four maps is the prior of
 *every* arm, the mean of the fourth gives the features of gFID. In the paper they are two networks, so that features may
 favour PAE more here than there; ``right``, the share of generated pictures in which the exact detector finds just the
@@ -52,7 +55,7 @@ from training import train
 
 from lightning_gen.autoencoders.pae.module import PAE
 from lightning_gen.autoencoders.pae.refine import PAERefine
-from lightning_gen.autoencoders.pae.settings import LossWeights
+from lightning_gen.autoencoders.pae.settings import Cascade, LossWeights
 from lightning_gen.autoencoders.pae.variants import PAEShape
 from lightning_gen.backbones.patch_features import MapPatches
 from lightning_gen.backbones.shipped import shipped_folder
@@ -196,7 +199,7 @@ def refined(arm: str, weights: str, seed: int, budget: Budget, folder: Path) -> 
     return str(folder / "weights")
 
 
-def tokenizer_of(arm: str, weights: str, target: str | None, seed: int) -> PAE:
+def tokenizer_of(arm: str, weights: str, target: str | None, seed: int, budget: Budget) -> PAE:
     """The tokenizer of an arm.
 
     Args:
@@ -204,6 +207,7 @@ def tokenizer_of(arm: str, weights: str, target: str | None, seed: int) -> PAE:
         weights: of the prior.
         target: see :func:`refined`.
         seed: of its weights.
+        budget: MCR acts after a quarter of its steps, when decoders have learned to read their latents.
 
     Returns:
         The model, without weights yet.
@@ -214,6 +218,7 @@ def tokenizer_of(arm: str, weights: str, target: str | None, seed: int) -> PAE:
         shape_of(arm, width),
         refined=target,
         losses=LOSSES[arm],
+        cascade=Cascade(start=budget.steps // 4),
         optimizer=AdamW(learning_rate=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         schedule=WarmupCosine(0.04, 2e-5, 0.0),
         gradient_clip=1.0,
@@ -238,7 +243,7 @@ def generation(arm: str, seed: int, budget: Budget, folder: Path) -> dict[str, f
     """
     weights = encoder_weights(budget, folder)
     target = refined(arm, weights, seed, budget, folder / "stage0")
-    model = tokenizer_of(arm, weights, target, seed)
+    model = tokenizer_of(arm, weights, target, seed, budget)
     seconds = train(model, single_objects(1, budget.batch, seed), budget.steps, folder / "tokenizer")
     parameters = float(sum(p.numel() for p in model.network.parameters()))
     model.save_pretrained(folder / "weights")

@@ -144,7 +144,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def tokenizer(encoder: str, seed: int = 0) -> PAE:
-    model: PAE = part("pae").tokenizer_of("plain", encoder, None, seed)
+    commands = part("pae")
+    model: PAE = commands.tokenizer_of("plain", encoder, None, seed, commands.QUICK)
     model.configure_model()
     return model.requires_grad_(False).eval()
 
@@ -287,7 +288,8 @@ def test_only_losses_with_a_target_have_a_stage_0(
     # Arms of a seed share their target.
     ends = [(Path(made[arm]) / "model.safetensors").read_bytes() for arm in ("ssr", "scr", "pae")]
     assert ends[0] == ends[1] == ends[2]
-    model = commands.tokenizer_of("pae", encoder, made["pae"], 0)
+    model = commands.tokenizer_of("pae", encoder, made["pae"], 0, commands.QUICK)
+    assert model.cascade.start == 1
     model._load_targets()
     assert model.target is not None
 

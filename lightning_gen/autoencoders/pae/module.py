@@ -370,7 +370,7 @@ class PAE(PAECodec):
             if self.losses.scr > 0:
                 chosen = (self.semantics.pooled, self.semantics.tokens)
                 terms["scr"] = semantic_consistency(decoded.latents, target, *chosen)
-        if self.losses.mcr > 0:
+        if self._turns():
             terms["mcr"] = cascade(decoded.images, self.perceptual, self.cascade.chained)
         if self.shape.latent == "kl":
             terms["kl"] = kl_to_normal(*decoded.codes.chunk(2, dim=-1))
@@ -378,6 +378,10 @@ class PAE(PAECodec):
 
     def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: float(getattr(self.losses, name, 1.0)) * term for name, term in terms.items()}
+
+    def _turns(self) -> bool:
+        """Whether MCR acts in this step."""
+        return self.losses.mcr > 0 and self.global_step >= self.cascade.start
 
     def _hears(self) -> bool:
         """Whether the auto-encoder listens to the discriminator in this step."""
@@ -430,7 +434,7 @@ class PAE(PAECodec):
 
     def _perturb(self, batch: ImageBatch) -> Any:
         """How MCR moves the latents of this batch; None = it does not."""
-        if self.losses.mcr == 0:
+        if not self._turns():
             return None
         choice, axis = self.cascade, self.shape.norm_axis
         purposes = ["mcr"] if choice.shared_direction else [f"mcr {number}" for number in range(len(choice.angles))]
@@ -532,7 +536,7 @@ class PAE(PAECodec):
         """
         images = as_pictures(batch.images)
         rows, cols = grid_of(images, self.shape.patch)
-        decodings = 1 + (len(self.cascade.angles) if self.losses.mcr > 0 else 0)
+        decodings = 1 + (len(self.cascade.angles) if self._turns() else 0)
         network: Any = self.network
         halves = [
             sum(p.numel() for part in parts for p in part.parameters())

@@ -82,9 +82,11 @@ class Cascade:
         chained: compare with the radius before, as in the paper's formula; False = with the reconstruction.
         detach_latent: no gradient into the encoder through moved latents; the paper's formula lets it in.
         jitter: angles are multiplied by a factor drawn from [1 - jitter, 1]; 0 = off.
+        start: optimiser step from which MCR acts; not stated. Where it acts from the first, a decoder that has not
+            learned to read its latents may be held at the mean picture: in the embedded world it is.
 
     Raises:
-        ValueError: angles that do not rise in (0, 90), or a jitter outside [0, 1).
+        ValueError: angles that do not rise in (0, 90), a jitter outside [0, 1), or a negative start.
     """
 
     angles: tuple[float, ...] = (42.5, 85.0)
@@ -94,6 +96,7 @@ class Cascade:
     chained: bool = True
     detach_latent: bool = False
     jitter: float = 0.0
+    start: int = 0
 
     def __post_init__(self) -> None:
         angles = tuple(self.angles)
@@ -101,6 +104,8 @@ class Cascade:
             raise ValueError(f"the angles of MCR rise within (0, 90) degrees, got {list(angles)}")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter lies in [0, 1), got {self.jitter}")
+        if self.start < 0:
+            raise ValueError(f"cascade.start is an optimiser step, 0 or later, got {self.start}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -138,6 +138,18 @@ def test_draws_depend_on_sample_and_epoch_only() -> None:
     assert (equal[:, 0] - equal[:, 1]).abs().max() > 0.1  # every sample has its own direction
 
 
+def test_continuity_waits_for_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = dataclasses.replace(OFF, mcr=0.5)
+    model, given = ready(losses=losses, refined=None, cascade=Cascade(start=3)), batch(4)
+    found = logged(model, given)
+    assert "train/mcr" not in found and found["train/loss"] == found["train/l1"]
+    few = model.flops_per_step(given)
+    monkeypatch.setattr(type(model), "global_step", 3)
+    assert "train/mcr" in logged(model, given) and model.flops_per_step(given) > 1.5 * few
+    with pytest.raises(ValueError, match=r"cascade.start is an optimiser step, 0 or later, got -1"):
+        Cascade(start=-1)
+
+
 def test_switches_of_the_cascade() -> None:
     z = torch.nn.functional.normalize(torch.randn(2, 16, 6), dim=-1) * 6**0.5
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gen.autoencoders.pae.layers import sincos_positions, to_sphere
+from lightning_gen.autoencoders.pae.layers import SmallLinear, sincos_positions, to_sphere
 from lightning_gen.autoencoders.pae.network import DetailModulator, PAENetwork, PixelDecoder, RefineNetwork
 from lightning_gen.autoencoders.pae.variants import PAEShape, Stack
 from lightning_gen.training.initialisation import initialise
@@ -27,6 +27,17 @@ def modulator(**changes: Any) -> DetailModulator:
     found = DetailModulator(shape(**changes))
     initialise(found, 0)
     return found
+
+
+def test_narrow_layers_start_as_loud_as_those_of_the_paper() -> None:
+    def deviations(inputs: int) -> tuple[float, float]:
+        layer = SmallLinear(inputs, 512)
+        initialise(layer, 0)
+        rows = torch.randn(256, inputs, generator=torch.Generator().manual_seed(0))
+        return float(layer.weight.detach().std()), float(layer(rows).detach().std())
+
+    assert [deviations(inputs)[0] for inputs in (1024, 4096)] == pytest.approx([0.02, 0.02], rel=0.01)
+    assert [deviations(inputs)[1] for inputs in (64, 256, 1024)] == pytest.approx([0.64] * 3, rel=0.05)
 
 
 # ------------------------------------------------------------------ check 1

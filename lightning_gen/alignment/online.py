@@ -22,7 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs, prepare_policy
 from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, policy_velocity, row_keys
 from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import RunningMeans, Share, share_of
@@ -39,7 +39,6 @@ from lightning_gen.rewards.applicability import read_metadata
 from lightning_gen.rewards.rewards import RewardScores, RewardSuite
 from lightning_gen.training.needs import ModelNeeds, add_needs
 from lightning_gen.training.optim import AdamW
-from lightning_gen.training.strategies import prepare
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -130,21 +129,7 @@ class OnlineTraining(pl.LightningModule):
         if self._init_adapter is not None:
             self.load_adapter(self._init_adapter)
         self._source.clear()
-        self._prepare(policy)
-
-    def _prepare(self, policy: TextToImage) -> None:
-        """Checkpoint and shard the network, after the adapters are in it."""
-        checkpointing = self.updates.activation_checkpointing
-        if self.device_mesh is None and not checkpointing:
-            return
-        prepare(policy.network, device_mesh=self.device_mesh, seed=self.seed, activation_checkpointing=checkpointing)
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Methods besides forward by which data enter the network, where it has its own encoder of prompts.
-            for door in getattr(policy, "doors", ()):
-                if hasattr(policy.network, door):
-                    register_fsdp_forward_method(policy.network, door)
+        prepare_policy(policy, self.device_mesh, self.seed, self.updates.activation_checkpointing)
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work, and have the rewards read their weights.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
 from lightning_gen.backbones.lora_targets import LORA_TARGETS, LoRATargets
@@ -18,8 +19,9 @@ from lightning_gen.backbones.shipped import SHIPPED, shipped_or_given
 from lightning_gen.backbones.weights import MissingWeightsError, find_weights, stored_shapes
 from lightning_gen.interfaces import TextToImage
 from lightning_gen.training.needs import ModelNeeds, WeightNeed
+from lightning_gen.training.strategies import prepare
 
-__all__ = ["PipelinePolicy", "open_policy", "policy_needs"]
+__all__ = ["PipelinePolicy", "open_policy", "policy_needs", "prepare_policy"]
 
 _METHODS = ("network", "latent_shape", "encode_prompts", "velocity", "latents_to_images", "times", "from_noise")
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -139,6 +141,29 @@ def open_policy(source: str | PipelinePolicy | nn.Module) -> TextToImage:
     if missing := [name for name in _METHODS if not hasattr(model, name)]:
         raise TypeError(f"{type(model).__name__} is no text-to-image model: it has no {', '.join(missing)}")
     return cast(TextToImage, model.requires_grad_(False).eval())
+
+
+def prepare_policy(
+    policy: TextToImage, device_mesh: DeviceMesh | None, seed: int, activation_checkpointing: bool = False
+) -> None:
+    """Checkpoint and shard a policy's network, after the adapters are in it.
+
+    Args:
+        policy: with its weights.
+        device_mesh: Lightning's; None = not sharded.
+        seed: of the run.
+        activation_checkpointing: compute the inside of its blocks again in the backward pass.
+    """
+    if device_mesh is None and not activation_checkpointing:
+        return
+    prepare(policy.network, device_mesh=device_mesh, seed=seed, activation_checkpointing=activation_checkpointing)
+    if device_mesh is not None:
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
+        # Methods besides forward by which data enter the network, where it has its own encoder of prompts.
+        for door in getattr(policy, "doors", ()):
+            if hasattr(policy.network, door):
+                register_fsdp_forward_method(policy.network, door)
 
 
 def policy_needs(source: Any, lora: Any, whole: bool = False) -> ModelNeeds:

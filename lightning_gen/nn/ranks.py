@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["gather_over_ranks", "mean_over_ranks"]
+__all__ = ["every_rank", "gather_over_ranks", "mean_over_ranks"]
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -23,6 +23,19 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     if _is_alone() or type(value).__name__ == "DTensor":
         return value
     return cast(Tensor, _Mean.apply(value))
+
+
+def every_rank(fact: bool, device: torch.device) -> bool:
+    """Whether something is so on all ranks, for what all must do together or not at all.
+
+    Args:
+        fact: on this rank.
+        device: that the ranks talk by.
+
+    Returns:
+        The same on every rank.
+    """
+    return bool(mean_over_ranks(torch.tensor(float(fact), device=device)) == 1)
 
 
 def gather_over_ranks(value: Tensor) -> tuple[Tensor, int]:

@@ -28,7 +28,7 @@ from lightning_gen.alignment.arena_po.reference import (
     starting_point,
 )
 from lightning_gen.alignment.arena_po.settings import Adafactor, PairTimes, SampleSettings, WarmupConstant
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs, prepare_policy
 from lightning_gen.alignment.rollout import initial_noise, policy_velocity
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
 from lightning_gen.backbones.lora_files import read_adapter, write_adapter
@@ -37,12 +37,11 @@ from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.flow.guidance import Guidance
 from lightning_gen.flow.solvers import SOLVERS
 from lightning_gen.interfaces import Pictures, TextToImage
-from lightning_gen.nn.ranks import gather_over_ranks
+from lightning_gen.nn.ranks import every_rank, gather_over_ranks
 from lightning_gen.training.initialisation import plain_name
 from lightning_gen.training.needs import ModelNeeds
 from lightning_gen.training.optim import AdamW
 from lightning_gen.training.randomness import uniform
-from lightning_gen.training.strategies import prepare
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -163,22 +162,11 @@ class PairTraining(pl.LightningModule):
         if self.loss.needs_reference:
             self.reference = CopiedReference(policy) if self.bank is None else AdapterReference(policy, self.bank)
         self._source.clear()
-        self._prepare(policy)
+        prepare_policy(policy, self.device_mesh, self.seed, self.activation_checkpointing)
+        if isinstance(self.reference, CopiedReference):
+            prepare_policy(self.reference.policy, self.device_mesh, self.seed)
         self.policy = policy
         self.training_times = _training_times(policy)
-
-    def _prepare(self, policy: TextToImage) -> None:
-        """Checkpoint and shard the network, after the adapters are in it and the reference has been copied."""
-        checkpointing = self.activation_checkpointing
-        if self.device_mesh is None and not checkpointing:
-            return
-        prepare(policy.network, device_mesh=self.device_mesh, seed=self.seed, activation_checkpointing=checkpointing)
-        if self.device_mesh is not None:
-            from torch.distributed.fsdp import register_fsdp_forward_method
-
-            # Methods besides forward by which data enter the network, where it has its own encoder of prompts.
-            for door in getattr(policy, "doors", ()):
-                register_fsdp_forward_method(policy.network, door)
 
     def _adapters(self, network: nn.Module, lora: LoRASettings) -> AdapterBank:
         begun = self._init_adapter is not None
@@ -205,7 +193,7 @@ class PairTraining(pl.LightningModule):
         if self._caching is None:
             return
         self.cache = self._opened(self._caching)
-        if self.cache.complete and isinstance(self.reference, CopiedReference):
+        if isinstance(self.reference, CopiedReference) and every_rank(self.cache.complete, self.device):
             self.reference = None
 
     def _require_precision(self) -> None:

@@ -30,7 +30,7 @@ from lightning_gen.alignment.policies import PipelinePolicy
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.flow import paths
-from lightning_gen.nn.ranks import mean_over_ranks
+from lightning_gen.nn.ranks import every_rank, mean_over_ranks
 from lightning_gen.training.optim import AdamW
 from lightning_gen.training.randomness import normal
 
@@ -179,6 +179,8 @@ class DiffusionDPO(PairTraining):
         weight = error_weight(noisy.t, self.kind).float()
         ours = (weight * mean_square_error(v, noisy.velocity)).view(2, -1)
         known = None if batch.reference is None or self.loss.needs_distance else batch.reference.T
+        if self.device_mesh is not None and self.cache is not None and not every_rank(known is not None, v.device):
+            known = None  # a rank that asks a sharded reference waits for all others
         distance = None
         if known is None and self.reference is not None:
             with torch.no_grad(), self.reference.model() as model:

@@ -59,7 +59,7 @@ class CopiedReference(FrozenModule):
     """A copy of the network in a copy of the policy that shares everything else; never trained, never saved.
 
     Args:
-        policy: as it is when training begins, before it is sharded.
+        policy: as it is when training begins, before it is sharded; the copy is sharded like it.
     """
 
     def __init__(self, policy: TextToImage) -> None:
@@ -70,6 +70,11 @@ class CopiedReference(FrozenModule):
         twin.network = copy.deepcopy(original.network).requires_grad_(False).eval()
         super().__init__(twin, dtype=None)
 
+    @property
+    def policy(self) -> TextToImage:
+        """The copy."""
+        return cast(TextToImage, self.network)
+
     @contextlib.contextmanager
     def model(self) -> Iterator[TextToImage]:
         """Run a block of code with the reference.
@@ -77,7 +82,7 @@ class CopiedReference(FrozenModule):
         Yields:
             The copy.
         """
-        yield cast(TextToImage, self.network)
+        yield self.policy
 
 
 Reference = AdapterReference | CopiedReference

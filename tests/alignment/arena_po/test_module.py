@@ -12,16 +12,20 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_gen.alignment.arena_po.cache import CacheSettings
 from lightning_gen.alignment.arena_po.diagnostics import Displacement, pair_diagnostics
 from lightning_gen.alignment.arena_po.module import ArenaPO, DiffusionDPO
 from lightning_gen.alignment.arena_po.objectives import PairErrors, PairLoss, dpo_logits
 from lightning_gen.alignment.arena_po.settings import Adafactor, PairTimes, SampleSettings, WarmupConstant
+from lightning_gen.backbones.lora import LoRASettings
+from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.training.optim import AdamW
+from lightning_gen.training.strategies import FSDP2Strategy
 from tests.alignment.arena_po.worlds import LORA, ToyPairs, fit, module, moved, pairs, trained_weights
-from tests.alignment.worlds import ToyPolicy
-from tests.harness import two_processes
+from tests.alignment.worlds import ToyPolicy, tiny_world
+from tests.harness import needs_cpu_fsdp2, two_processes
 
 WAYS = pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 NO_DROP = {"drop_rate": 0.0}
@@ -193,6 +197,65 @@ def test_two_processes_train_as_one(mode: str, tmp_path: Path) -> None:
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+
+
+def worded(batch: PreferenceBatch) -> PreferenceBatch:
+    """With prompts that the embedded world understands."""
+    caption = ("a red star",) * len(batch)
+    return dataclasses.replace(batch, winner=dataclasses.replace(batch.winner, caption=caption))
+
+
+def sharded_job(lora: Any, folder: Path, devices: int, known: tuple[bool, ...]) -> dict[str, Tensor]:
+    """Train the embedded world's network in miniature, ``known`` = which ranks have the reference's errors already."""
+    model = module(policy=tiny_world(), lora=lora, configure=False, loss=PairLoss(beta=20.0),
+                   cache=CacheSettings(str(folder / "errors"), draws=1, latents=False))  # fmt: skip
+
+    class Half(ToyPairs):
+        def batches(self, epoch: int) -> Any:
+            rank = 0 if self.trainer is None else self.trainer.global_rank
+            for first in range(0, self.total, self.size):
+                part = self.size // devices
+                yield worded(pairs(first + rank * part, part, epoch, size=8))
+
+        def teardown(self, stage: str) -> None:
+            policy: Any = model.reference.policy if lora is None else model.policy
+            inside = [weight for block in policy.network.blocks() for weight in block.parameters()]
+            found["sharded"] = torch.tensor(float(all(isinstance(weight, DTensor) for weight in inside)))
+
+    found: dict[str, Tensor] = {}
+    strategy: Any = "auto" if devices == 1 else FSDP2Strategy()
+    fit(model, Half(edge=8), folder, steps=2, strategy=strategy, devices=devices)
+    rank = 0 if devices == 1 else torch.distributed.get_rank()
+    weights = {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+    if known:
+        model.at_start = False
+        ready = model.ready(worded(pairs(rank * 4, 4, size=8)), True)
+        ready = dataclasses.replace(ready, reference=ready.reference if known[rank] else None)
+        noisy = model.noised(ready)
+        errors = model.errors(model.policy.velocity(noisy.x_t, noisy.t, noisy.text), noisy, ready)
+        found["reference"] = errors.reference_winner
+    return found | weights
+
+
+@needs_cpu_fsdp2
+@WAYS
+def test_sharded_processes_train_as_one_and_wait_for_each_other(lora: bool, tmp_path: Path) -> None:
+    adapter = LoRASettings(2, 4.0) if lora else None
+    (tmp_path / "one").mkdir()
+    alone = sharded_job(adapter, tmp_path / "one", 1, ())
+    (tmp_path / "two").mkdir()
+    both = two_processes(sharded_job, adapter, tmp_path / "two", 2, (True, False))
+    assert float(alone.pop("sharded")) == 0
+    for found in both:
+        assert float(found["sharded"]) == 1, "a copy of the network on every device"
+        for name, value in alone.items():
+            # Steps are 0.01 long, also along gradients so small that their rounding shows.
+            torch.testing.assert_close(found[name], value, rtol=0, atol=2e-4)
+    assert bool(torch.stack([found["reference"] for found in both]).isfinite().all())
 
 
 def test_accumulated_pairs_are_logged_together(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ class TrainingChecks:
         """``{"class_path": ..., "init_args": {...}}`` of the module."""
         raise NotImplementedError("return the module's config")
 
+    def learned(self, name: str, value: Tensor) -> Tensor:
+        """What of a weight any loss reaches; of the rest Adam makes steps out of rounding."""
+        return value
+
     def test_two_processes_with_ddp_train_as_one(self, tmp_path: Path) -> None:
         self._compare("ddp", tmp_path)
 
@@ -138,7 +142,8 @@ class TrainingChecks:
         assert_equal_states(first_state, second_state)
         assert set(first_state) == set(state)
         for name in state:
-            assert torch.allclose(first_state[name], state[name], rtol=1e-3, atol=1e-5), name
+            found, expected = (self.learned(name, weights[name]) for weights in (first_state, state))
+            assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5), name
 
 
 def train_job(

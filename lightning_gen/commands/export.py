@@ -225,6 +225,10 @@ def _rounded(state: Mapping[str, Tensor], dtype: str | None, path: Path) -> dict
 
 
 def _fill(model: LightningModule, state: Mapping[str, Tensor], path: Path) -> None:
+    from lightning_gen.training.meta_module import MetaModule
+
+    if isinstance(model, MetaModule):
+        state = model.of_use(state)
     if not set(state) <= set(model.state_dict()):
         # A model that builds its layers there, like one that is sharded while it is built.
         model.configure_model()

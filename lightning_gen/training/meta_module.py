@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gen.training.strategies import prepare
 
@@ -17,6 +18,8 @@ class MetaModule(pl.LightningModule):
     """Ground of modules that build ``network`` under ``torch.device("meta")`` and fill it in ``configure_model``."""
 
     network: nn.Module
+    training_only: ClassVar[tuple[str, ...]] = ()
+    """How names of tensors begin that only training needs, and that a model may have or not."""
 
     @property
     def on_meta(self) -> bool:
@@ -63,6 +66,18 @@ class MetaModule(pl.LightningModule):
 
             for door in doors:
                 register_fsdp_forward_method(network, door)
+
+    def of_use(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state without what only training needs, as far as this model has none of it.
+
+        Args:
+            state: tensors by name.
+
+        Returns:
+            The others.
+        """
+        own = self.state_dict().keys()
+        return {name: value for name, value in state.items() if name in own or not name.startswith(self.training_only)}
 
     def require_weights(self) -> None:
         """Refuse to be used before there are weights.

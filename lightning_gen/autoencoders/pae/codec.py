@@ -59,6 +59,7 @@ class PAECodec(MetaModule):
     """
 
     network: PAENetwork
+    training_only = ("discriminator.", "network.alignment.")
 
     def __init__(self, encoder: PatchEncoder, shape: PAEShape, alignment: bool, building: Building) -> None:
         super().__init__()

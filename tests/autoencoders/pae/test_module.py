@@ -407,6 +407,20 @@ def test_a_folder_holds_the_prior_too(tmp_path: Path) -> None:
         PAE.from_pretrained(str(tmp_path))
 
 
+@pytest.mark.parametrize("losses", [{"adversarial": 0.5}, {"vf": 0.1}], ids=["adversary", "alignment"])
+def test_what_only_training_needs_stays_behind(losses: dict[str, float], tmp_path: Path) -> None:
+    given = {"adversary": ADVERSARY} if "adversarial" in losses else {}
+    model = module(losses=dataclasses.replace(OFF, **losses), refined=None, **given)
+    keeper = ModelCheckpoint(tmp_path, filename="kept", every_n_train_steps=1)
+    fit(model, data(), tmp_path, max_steps=1, callbacks=(keeper,), gradient_clip_val=None)
+    stored = torch.load(tmp_path / "kept.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith(PAE.training_only) for name in stored)
+    assert main(["export", str(tmp_path / "kept.ckpt"), str(tmp_path / "exported")]) == 0
+    exported = PAE.from_pretrained(str(tmp_path / "exported"))
+    assert not any(name.startswith(PAE.training_only) for name in exported.state_dict())
+    assert torch.equal(exported.network.decoder.head.weight, model.network.decoder.head.weight)
+
+
 def test_a_checkpoint_alone_can_be_exported_and_resumed_only_by_its_like(tmp_path: Path) -> None:
     model = module(losses=OFF, refined=None)
     keeper = ModelCheckpoint(tmp_path, filename="kept", every_n_train_steps=1)

@@ -12,7 +12,7 @@ three losses each: they decide nothing, and give the rank correlations more vari
 
 Two things were chosen by pilots of ``plain`` and ``mcr``, seed 0, for every arm, since without them reconstructions are
 still a background without objects after 900 steps. Projections are convolutions: attention without a residual, the
-paper's, averages all tokens at first, and needs thousands of steps to tell them apart. MCR acts from a quarter of the
+paper's, averages all tokens at first, and had not told them apart after 700 steps. MCR acts from a quarter of the
 steps on: earlier, decoders that have not learned to read their latents stay at the mean picture (the paper does not say
 when it begins).
 

@@ -139,6 +139,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_learns(
 def test_a_file_of_one_device_is_continued_sharded(pipeline: str, whole: dict[str, Outcome], tmp_path: Path) -> None:
     middle = Path(pipeline).parent / "grpo" / "step=2.ckpt"
     again = two_processes(run, "grpo", tmp_path, pipeline, 2, False, middle, True)
+    assert all(torch.equal(again[0][name], value) for name, value in again[1].items())
     close(again[1], whole["grpo"], 2e-5)
 
 

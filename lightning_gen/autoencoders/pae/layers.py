@@ -30,8 +30,8 @@ class SmallLinear(nn.Linear):
     """A linear layer that starts with truncated normal weights and no bias.
 
     Their deviation is 0.02, as in masked auto-encoders of the paper's width, 1024, and larger where there are fewer
-    inputs, so that outputs are as large as there: with 0.02 a decoder 64 wide was still at the mean colour after 900 steps
-    of a run in three.
+    inputs, so that outputs are as large as there: with 0.02 a decoder 64 wide was still at the mean colour after 900
+    steps, in one run of three.
     """
 
     def reset_parameters(self) -> None:

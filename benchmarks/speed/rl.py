@@ -5,7 +5,8 @@
     34 million parameters and the published settings (10 steps; Flow-GRPO guided, DiffusionNFT not)
 (b) memory of adapters in one network against further copies of the network: default and reference (Flow-GRPO), default,
     old and reference (DiffusionNFT); counted at the size of SD3.5-Medium, and measured in a training step
-(c) prompts from the cache against text encoders that are run: on every prompt once per outer step, and at every pass
+(c) prompts from the cache against text encoders that are run: on every prompt once per outer step, and whenever one of
+    Flow-GRPO asks, which is for every micro-batch once in sampling and once in learning
 (d) the reference as the network with its adapters off against a second network; and what an adapter that is on costs
 (e) one outer step at the size of SD3.5-Medium in bfloat16, as in (a): images/s and peak memory; needs a GPU
 
@@ -16,9 +17,9 @@
 Estimated: (a) 25 minutes of one core, (b) 2, (c) 1, (d) 4, all in 6 GB of memory and 1 GB of disk; (e) 6 minutes of an
 H200 and 7 GB of disk. Nothing is downloaded, and no weights are read but those of the package.
 
-A ratio below 1 in (a) and (e) is what records, likelihoods, losses, optimiser, logs and texts looked up at every pass
-cost on top of the passes. With one thread the time of the processor is taken, which other programs on the machine do
-not lengthen; on a GPU the time on the wall.
+A ratio below 1 in (a) and (e) is what records, likelihoods, losses, optimiser, logs and texts looked up cost on top of
+the passes. With one thread the time of the processor is taken, which other programs on the machine do not lengthen; on
+a GPU the time on the wall.
 """
 
 from __future__ import annotations
@@ -69,7 +70,6 @@ from lightning_gen.shapes.prompts import ShapesPromptDataModule
 Compare = Callable[..., Row]  # measure.compare with repetitions and clock
 peak = functools.partial(peak_apart, imported=("diffusers", "lightning_gen.metrics.preference", "lightning.pytorch"))
 ALGORITHMS = {"Flow-GRPO": "flow_grpo", "DiffusionNFT": "diffusion_nft"}
-STEPS = 10
 
 
 class Rows(NamedTuple):
@@ -243,7 +243,7 @@ def prompts(sizes: Sizes, compare: Compare) -> Iterator[Row]:
             difference=apart,
         )
         asked = functools.partial(ask_as_flow_grpo, texts=texts, rows=sizes.rows)
-        case = f"texts of a step of Flow-GRPO, {len(texts)} pictures, from the cache at every pass"
+        case = f"texts of a step of Flow-GRPO, {len(texts)} pictures, from the cache"
         once = [*dict.fromkeys(texts), ""]
         yield compare(
             "c",
@@ -253,7 +253,7 @@ def prompts(sizes: Sizes, compare: Compare) -> Iterator[Row]:
             repetitions=few,
         )
         pairs = [(_seconds(asked, cached, clock), _seconds(asked, live, clock))]
-        yield paired("c", f"{case}; encoded at every pass", pairs)
+        yield paired("c", f"{case}; encoded whenever asked for", pairs)
         ours, other = (
             peak(functools.partial(encoded_and_passed, folder, sizes.policy, place, tuple(once)))
             for place in (cache, None)
@@ -263,9 +263,9 @@ def prompts(sizes: Sizes, compare: Compare) -> Iterator[Row]:
 
 
 def ask_as_flow_grpo(policy: DiffusersTextToImage, texts: Sequence[str], rows: Rows) -> None:
-    """What a guided step asks for: with the empty prompt, for sampling, and twice for each of the trained steps."""
+    """What a guided step asks for: with the empty prompt, once in sampling and once in learning."""
     for part in micro_batches(len(texts), rows.micro_batch):
-        for _ in range(1 + 2 * (STEPS - 1)):
+        for _ in range(2):
             policy.encode_prompts(texts[part])
             policy.encode_prompts([""] * len(texts[part]))
 

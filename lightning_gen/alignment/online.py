@@ -14,7 +14,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -22,13 +22,21 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs, prepare_policy
+from lightning_gen.alignment.policies import (
+    PipelinePolicy,
+    encode_run,
+    open_policy,
+    policy_needs,
+    prepare_policy,
+    save_adapter,
+    warn_of_double_guidance,
+)
 from lightning_gen.alignment.rollout import Rollout, initial_noise, micro_batches, policy_velocity, row_keys
 from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import RunningMeans, Share, share_of
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
-from lightning_gen.backbones.lora_files import write_adapter
 from lightning_gen.data.batches import PromptBatch
+from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.data.transforms import signed_to_unit
 from lightning_gen.flow.guidance import Guidance
 from lightning_gen.flow.solvers import SOLVERS, Velocity
@@ -94,6 +102,7 @@ class OnlineTraining(pl.LightningModule):
         self.strict_loading = False  # only adapters are in a checkpoint; on_load_checkpoint looks at their names
         # Weights are read by configure_model, so that a configuration can be built and checked where there are none.
         self._source, self._init_adapter = [policy], init_adapter
+        self._encode_first = isinstance(policy, PipelinePolicy) and policy.encode_first
         self._adapters, self._lora = tuple(adapters), lora
         self.policy: TextToImage
         self.bank: AdapterBank
@@ -102,6 +111,7 @@ class OnlineTraining(pl.LightningModule):
         self.clock: Callable[[], float] = time.perf_counter  # seconds, see timed
         self._scored: dict[str, list[Tensor]] = {}
         self._watched = RunningMeans()
+        self._seconds: dict[str, float] = {}
 
     # ------------------------------------------------------------------ building
 
@@ -139,7 +149,7 @@ class OnlineTraining(pl.LightningModule):
 
         Raises:
             ValueError: groups of one, or a rollout that cannot be shared out evenly.
-            RewardError: a reward cannot be made ready.
+            RewardError: a reward cannot be made ready, or is not for one of the prompts.
         """
         data = getattr(self.trainer, "datamodule", None)
         repeats, rows = getattr(data, "repeats", None), getattr(data, "global_batch_size", None)
@@ -150,10 +160,19 @@ class OnlineTraining(pl.LightningModule):
             )
         if stage == "fit" and rows is not None:
             _require_shares(rows, self.updates.per_rollout)  # now: not after a rollout and its scores
+        if stage == "fit" and isinstance(data, PromptDataModule):
+            every = [*data.stored("train"), *data.stored("val")]  # now: not after the first of them were sampled
+            self.rewards.require_applicable(
+                [one.prompt for one in every], read_metadata([one.metadata for one in every])
+            )
         self.rewards.load()  # now: the first rollout may take minutes
 
     def on_fit_start(self) -> None:
-        """Warn of what is known to fail."""
+        """Encode all prompts, where the policy is to do so first, and warn of what is known to fail."""
+        if self._encode_first:
+            encode_run(self.policy, getattr(self.trainer, "datamodule", None), self.trainer)
+        for scale in {self.evaluation.guidance, self.rollout_guidance} - {1.0}:
+            warn_of_double_guidance(self.policy, scale)
         if getattr(self.policy, "is_distilled", False):
             warnings.warn(
                 "the policy is distilled to few steps: losses of flow matching are known to blur such models; start "
@@ -181,6 +200,9 @@ class OnlineTraining(pl.LightningModule):
 
     # ------------------------------------------------------------------ sampling and scoring
 
+    rollout_guidance: float = 1.0
+    """Scale of classifier-free guidance in rollouts."""
+
     @abstractmethod
     def sample(self, batch: PromptBatch) -> Rollout:
         """Make pictures to learn from.
@@ -191,6 +213,43 @@ class OnlineTraining(pl.LightningModule):
         Returns:
             The record.
         """
+
+    def sample_and_score(self, batch: PromptBatch) -> tuple[Rollout, RewardScores]:
+        """Make pictures to learn from and have them scored; servers score some while the next are being made.
+
+        Args:
+            batch: prompts in groups.
+
+        Returns:
+            The record with what the rewards gave, and the scores.
+
+        Raises:
+            RewardError: a reward that fails, or is not for one of the prompts.
+        """
+        self.encode_ahead(batch.prompt)
+        rollouts, pending = [], []
+        try:
+            for rows in micro_batches(len(batch), self.updates.micro_batch_size):
+                with self.timed("sampling"):
+                    made = self.sample(batch.rows(rows))
+                with self.timed("scoring"):
+                    pending.append(self.rewards.submit(made.images, made.prompts, made.metadata))
+                rollouts.append(made)
+        except BaseException:
+            self.rewards.give_up()
+            raise
+        with self.timed("scoring"):
+            scores = self.rewards.results(pending)
+        return Rollout.joined(rollouts).rewarded(scores.raw), scores
+
+    def encode_ahead(self, prompts: Sequence[str]) -> None:
+        """Where encoded prompts are kept on disk, encode all now: encoders that wait elsewhere come only once.
+
+        Args:
+            prompts: of a rollout.
+        """
+        if getattr(self.policy, "cache", None) is not None:
+            cast(Any, self.policy).cache_prompts(prompts)
 
     def explore(self, batch: PromptBatch) -> Rollout:
         """Make pictures as they are made to learn from, by the adapter that is on.
@@ -251,6 +310,7 @@ class OnlineTraining(pl.LightningModule):
         Returns:
             The record.
         """
+        self.encode_ahead(batch.prompt)
         how = evaluation or self.evaluation
         times, keys = self.policy.times(how.steps), row_keys(batch)
         parts = []
@@ -305,7 +365,7 @@ class OnlineTraining(pl.LightningModule):
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Log as ``seconds/<phase>`` how long a part of the step takes on this rank, the device's work included.
+        """Add up, for ``seconds/<phase>``, how long a part of the step takes on this rank, the device's work included.
 
         Args:
             phase: its name.
@@ -317,7 +377,7 @@ class OnlineTraining(pl.LightningModule):
         yield
         if self.device.type != "cpu":
             torch.accelerator.synchronize()  # otherwise the next part would be charged with what is still under way
-        self.log(f"seconds/{phase}", self.clock() - start, batch_size=1)
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + self.clock() - start
 
     # ------------------------------------------------------------------ learning
 
@@ -355,18 +415,26 @@ class OnlineTraining(pl.LightningModule):
         self._watched.add(name, values, weights)
 
     def log_watched(self, count: int) -> None:
-        """Log the means of what was watched in this step, over all ranks.
+        """Log the means of what was watched in this step, over all ranks, and its seconds.
 
         Args:
             count: rows of this rank.
         """
         for name, mean in self._watched.take().items():
             self.log(name, mean, prog_bar=name == "train/loss", batch_size=count)
+        self.log_dict({f"seconds/{phase}": taken for phase, taken in self._seconds.items()}, batch_size=1)
+        self._seconds.clear()
 
     def update(self) -> None:
-        """One optimiser step on what has been accumulated, averaged over the ranks."""
+        """One optimiser step on what has been accumulated, averaged over the ranks.
+
+        Where nothing was worth anything the gradient is 0, and the step one of momentum.
+        """
         optimizer: Any = self.optimizers()
         parameters = self.bank.parameters(self.bank.trainable)
+        if all(parameter.grad is None for parameter in parameters):
+            # The scaler of float16 refuses a step for which nothing was scaled.
+            self.manual_backward(torch.stack([0.0 * parameter.sum() for parameter in parameters]).sum())
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad = mean_over_ranks(parameter.grad)
@@ -478,13 +546,13 @@ class OnlineTraining(pl.LightningModule):
             self.bank.load(name, weights, str(folder))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trained adapter, for peft and for this package.
+        """Write the trained adapter, for peft and this package, and for diffusers where it adapts a pipeline.
 
         Args:
             folder: made if it does not exist.
         """
         weights = self.bank.weights(self.bank.trainable)  # on every rank: shards are gathered
-        rank_zero_only(write_adapter)(weights, folder)
+        rank_zero_only(save_adapter)(self.policy, weights, folder)
 
     def _adapter_shapes(self) -> dict[str, list[int]]:
         return _shapes({name: value for name, value in self.state_dict().items() if _is_adapter(name)})

@@ -8,20 +8,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
+import lightning.pytorch as pl
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
+from lightning_gen.backbones.lora_files import write_adapter
 from lightning_gen.backbones.lora_targets import LORA_TARGETS, LoRATargets
+from lightning_gen.backbones.lora_weights import AdapterWeights
 from lightning_gen.backbones.pipelines.description import described_networks
 from lightning_gen.backbones.pipelines.folder import find_pipeline
 from lightning_gen.backbones.shipped import SHIPPED, shipped_or_given
 from lightning_gen.backbones.weights import MissingWeightsError, find_weights, stored_shapes
+from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.interfaces import TextToImage
 from lightning_gen.training.needs import ModelNeeds, WeightNeed
 from lightning_gen.training.strategies import prepare
 
-__all__ = ["PipelinePolicy", "open_policy", "policy_needs", "prepare_policy"]
+__all__ = [
+    "PipelinePolicy",
+    "encode_run",
+    "open_policy",
+    "policy_needs",
+    "prepare_policy",
+    "save_adapter",
+    "warn_of_double_guidance",
+]
 
 _METHODS = ("network", "latent_shape", "encode_prompts", "velocity", "latents_to_images", "times", "from_noise")
 _BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -39,31 +52,47 @@ class PipelinePolicy:
         pipeline: folder or hub id.
         canvas: height and width of pictures in pixels; None = the size the model was made for.
         text_length: tokens of a prompt for T5; None = the pipeline's own. Published reinforcement learning: 128.
-        prompt_cache: folder of encoded prompts; None = none are kept, and every pass encodes its prompts anew.
+        clip_length: tokens of a prompt for CLIP; None = 77, which is also the most.
+        prompt_cache: folder of encoded prompts; None = none are kept, and every micro-batch encodes its prompts anew,
+            in sampling and in learning.
+        embedded_guidance: strength of guidance given to networks that take it as an input (FLUX.1 dev, FLUX.2 dev);
+            None = the pipeline's own, 3.5 and 4. See :func:`warn_of_double_guidance`.
         dtype: of the frozen weights, network, text encoders and auto-encoder alike.
         text_offload: text encoders wait in host memory while they have nothing to encode.
+        encode_first: training by rewards encodes all its prompts before it begins and then forgets the text encoders.
+            Every prompt is then on disk: 1.7 MB each for Stable Diffusion 3.5 with 128 tokens of T5.
         vae_slicing: decode picture by picture, for less memory.
+        vae_tiling: decode large pictures in overlapping tiles: bounded memory, slightly other numbers.
+        is_distilled: whether the model was distilled to few steps; None = what its files and its name say.
         revision: branch, tag or commit of the hub repository.
 
     Raises:
-        ValueError: ``text_offload`` without a cache: the encoders would come and go with every pass.
+        ValueError: ``text_offload`` or ``encode_first`` without a cache: the encoders would come and go with every
+            micro-batch, or be missed.
     """
 
     pipeline: str
     canvas: tuple[int, int] | None = None
     text_length: int | None = None
+    clip_length: int | None = None
     prompt_cache: str | None = None
+    embedded_guidance: float | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     text_offload: bool = False
+    encode_first: bool = False
     vae_slicing: bool = False
+    vae_tiling: bool = False
+    is_distilled: bool | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
         if self.text_offload and self.prompt_cache is None:
             raise ValueError(
                 "policy.text_offload without policy.prompt_cache would move the text encoders to the device and back "
-                "in every pass of the network: name a folder for encoded prompts"
+                "for every micro-batch: name a folder for encoded prompts"
             )
+        if self.encode_first and self.prompt_cache is None:
+            raise ValueError("policy.encode_first without policy.prompt_cache: name a folder for encoded prompts")
 
     def load(self) -> nn.Module:
         """Read the pipeline.
@@ -80,12 +109,16 @@ class PipelinePolicy:
             self.pipeline,
             self.canvas,
             self.text_length,
+            self.clip_length,
             prompt_cache=self.prompt_cache,
+            embedded_guidance=self.embedded_guidance,
             network_dtype=self.dtype,
             text_dtype=self.dtype,
             text_offload=self.text_offload,
             vae_dtype=self.dtype,
             vae_slicing=self.vae_slicing,
+            vae_tiling=self.vae_tiling,
+            is_distilled=self.is_distilled,
             revision=self.revision,
         )
 
@@ -166,6 +199,45 @@ def prepare_policy(
                 register_fsdp_forward_method(policy.network, door)
 
 
+def encode_run(policy: TextToImage, data: object, trainer: pl.Trainer) -> None:
+    """Encode all prompts of a run into the policy's cache, each process of a node its share, and free the encoders.
+
+    Args:
+        policy: a pipeline with a cache.
+        data: whose prompts.
+        trainer: of the run.
+
+    Raises:
+        ValueError: data whose prompts are not known before the run.
+    """
+    prompts: set[str] = set()
+    if isinstance(data, PromptDataModule):
+        prompts = {one.prompt for one in (*data.stored("train"), *data.stored("val"))}
+    if not prompts:
+        raise ValueError(
+            "policy.encode_first needs prompts that are known before the run: a PromptDataModule with "
+            "access: indexed; or leave it out"
+        )
+    model: Any = policy
+    model.cache_prompts(sorted(prompts | {""})[trainer.local_rank :: trainer.num_devices])
+    trainer.strategy.barrier("prompts are encoded")
+    model.free_text_encoders()
+
+
+def save_adapter(policy: TextToImage, weights: AdapterWeights, folder: str | Path) -> None:
+    """Write an adapter as peft and this package read it and, where it adapts a pipeline, as diffusers does, too.
+
+    Args:
+        policy: that it adapts.
+        weights: whole tensors; of several ranks one writes.
+        folder: made if it does not exist.
+    """
+    write_adapter(weights, folder)
+    family = getattr(policy, "family", None)
+    if family is not None:
+        write_adapter(weights, folder, "diffusers", family.network_folder)
+
+
 def policy_needs(source: Any, lora: Any, whole: bool = False) -> ModelNeeds:
     """What a policy needs, before anything is built; adapters besides the trained one, which are as small, not counted.
 
@@ -184,6 +256,21 @@ def policy_needs(source: Any, lora: Any, whole: bool = False) -> ModelNeeds:
     if pipeline is not None:
         return pipeline.needs(trained)
     return _own_needs(source, trained) if isinstance(source, str) else ModelNeeds(0)
+
+
+def warn_of_double_guidance(policy: TextToImage, scale: float) -> None:
+    """Warn where a network that takes the strength of guidance as an input is guided with the empty prompt as well.
+
+    Args:
+        policy: any.
+        scale: of the guidance with the empty prompt, in rollouts or in evaluation; 1 = none.
+    """
+    if scale != 1.0 and getattr(policy, "embeds_guidance", False):
+        rank_zero_warn(
+            f"the policy was distilled to be guided by a number that its network takes as an input, and guidance of "
+            f"{scale:g} with the empty prompt comes on top, at twice the passes: set rollout.guidance and "
+            "evaluation.guidance to 1, and policy.embedded_guidance to the strength you want"
+        )
 
 
 def _pipeline(source: Any) -> PipelinePolicy | None:

@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 _MEMBERS = 1 << 16
+_OF_ROWS = ("latents", "images", "keys", "group", "valid")
+"""Fields of a rollout that are tensors with a row for every picture."""
 
 
 class Trajectory(NamedTuple):
@@ -88,6 +90,27 @@ class Rollout:
     def __len__(self) -> int:
         """Number of rows B."""
         return len(self.prompts)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Rollouts of one policy on one grid as one.
+
+        Args:
+            parts: at least one, without rewards.
+
+        Returns:
+            All rows, in their order.
+        """
+        first = parts[0]
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _OF_ROWS}
+        walks = [part.trajectory for part in parts if part.trajectory is not None]
+        return dataclasses.replace(
+            first,
+            trajectory=Trajectory(*(torch.cat(several) for several in zip(*walks, strict=True))) if walks else None,
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            metadata=tuple(record for part in parts for record in part.metadata),
+            **tensors,
+        )
 
     def rewarded(self, rewards: Mapping[str, Tensor]) -> Self:
         """The same with rewards.

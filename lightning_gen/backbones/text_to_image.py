@@ -13,6 +13,7 @@ import functools
 import gc
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -377,7 +378,7 @@ class DiffusersTextToImage(nn.Module):
             )
 
     def _distilled(self) -> bool:
-        return self.family.is_distilled or _FEW_STEPS.search(str(self.source).rstrip("/").rsplit("/")[-1]) is not None
+        return self.family.is_distilled or _FEW_STEPS.search(_model_name(self.source)) is not None
 
     def _cache(self, folder: str | None, text_dtype: Precision) -> PromptCache | None:
         if folder is None:
@@ -388,6 +389,12 @@ class DiffusersTextToImage(nn.Module):
         if self.cache is None:
             raise ValueError(f"{what} needs a folder for encoded prompts: give prompt_cache")
         return self.cache
+
+
+def _model_name(source: str) -> str:
+    """The last part of a folder or hub id; of a snapshot, whose folder is called after its commit, the repository's."""
+    path = Path(source)
+    return path.parent.parent.name.rsplit("--", 1)[-1] if path.parent.name == "snapshots" else path.name
 
 
 def _lengths(family: Family, clip: int | None, text: int | None) -> Lengths:

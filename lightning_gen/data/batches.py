@@ -201,6 +201,18 @@ class PromptBatch(Batch):
         """Number of rows B."""
         return len(self.prompt)
 
+    def rows(self, part: slice) -> Self:
+        """Some of the rows; they keep their numbers.
+
+        Args:
+            part: which.
+
+        Returns:
+            A smaller batch.
+        """
+        names = (field.name for field in dataclasses.fields(self) if field.name != "epoch")
+        return dataclasses.replace(self, **{name: getattr(self, name)[part] for name in names})
+
 
 def collate_images(examples: Sequence[Example], patch: int, length: int | None, epoch: int) -> ImageBatch:
     """Make one batch of decoded examples.

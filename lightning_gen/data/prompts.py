@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,6 +256,21 @@ class PromptDataModule(PlannedDataModule):
     def curriculum(self) -> tuple[BudgetStage, ...]:
         """A single stage; a prompt counts as one token."""
         return (BudgetStage(1, self.global_batch_size),)
+
+    def stored(self, split: Split) -> Iterator[StoredPrompt]:
+        """All prompts of a split as they are stored.
+
+        Args:
+            split: which.
+
+        Yields:
+            Prompts in their order. None where the split is not set, or is streamed, so that they are not known before
+            they come.
+        """
+        if getattr(self, split) is not None and not (split == "train" and self.access == "stream"):
+            opened = self._set(split)
+            for index in range(sum(opened.counts)):
+                yield opened.source.read(index)
 
     @classmethod
     def _planned_stages(cls, init_args: Mapping[str, Any]) -> Sequence[BudgetStage]:

@@ -7,8 +7,11 @@ Shape letters: B images, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,8 @@ from lightning_gen.backbones.weights import MissingWeightsError, fetch_weights, 
 from lightning_gen.data.transforms import unit_to_uint8
 from lightning_gen.interfaces import Detector
 from lightning_gen.metrics.compositional.geneval_objects import GenEvalRules
-from lightning_gen.metrics.compositional.geneval_prompts import TAGS, parse_prompt
+from lightning_gen.metrics.compositional.geneval_prompts import TAGS, GenEvalPrompt, parse_prompt
+from lightning_gen.metrics.compositional.geneval_rules import RuleResult
 from lightning_gen.metrics.detectors import (
     GENEVAL_NAMES,
     ColorClassifier,
@@ -25,6 +29,8 @@ from lightning_gen.metrics.detectors import (
     Mask2FormerDetector,
 )
 from lightning_gen.metrics.geneval import GenEvalJudge, NamesColors
+from lightning_gen.metrics.images import Images
+from lightning_gen.metrics.judging.judges import image_sha256
 from lightning_gen.rewards.applicability import check_batch
 from lightning_gen.rewards.weights import needs_of_clip, needs_of_network
 from lightning_gen.training.needs import ModelNeeds, add_needs
@@ -35,6 +41,12 @@ _DETECTORS: Final[dict[str, Callable[[str], Detector]]] = {
     "mask2former": Mask2FormerDetector,
     "grounding-dino": GroundingDINODetector,
 }
+
+_Part = TypeVar("_Part")
+_PARTS: Final[weakref.WeakValueDictionary[Hashable, Any]] = weakref.WeakValueDictionary()
+_LOADING: Final = threading.RLock()
+_REMEMBERED: Final = 4096
+"""Verdicts that a shared judge keeps: more than the pictures of a rollout on one device."""
 
 
 class GenEvalReward:
@@ -47,6 +59,9 @@ class GenEvalReward:
 
     Prompts without GenEval's record (``tag``, ``include``) or with a tag that GenEval does not know are not applicable;
     a record that is wrong is an error. Weights are read by ``load`` or by the first picture.
+
+    Rewards that name the same weights share the networks, also with their copies; where the rules are the same, too, a
+    picture that one of them has judged is not looked at again by the others.
 
     Args:
         detector: finds objects: folder or hub id of a Mask2Former of COCO's instances, GenEval's kind
@@ -97,14 +112,24 @@ class GenEvalReward:
         """
         if self._judge is not None:
             return
-        detector = _open_detector(self._detector) if isinstance(self._detector, str) else self._detector
-        colors = self._colors if self.color_clip is None else ColorClassifier.load(self.color_clip)
-        self._judge = GenEvalJudge(
-            detector,
-            self.classes or getattr(detector, "classes", None) or GENEVAL_NAMES,
-            colors or getattr(detector, "colors", None),
-            self.rules,
-        )
+        if isinstance(self._detector, str) and self._colors is None:
+            key = ("judge", self._detector, self.color_clip, self.classes and tuple(self.classes), self.rules)
+            self._judge = _shared(key, lambda: self._open(_RememberingJudge))
+        else:
+            self._judge = self._open(GenEvalJudge)
+
+    def _open(self, kind: type[GenEvalJudge]) -> GenEvalJudge:
+        detector, colors = self._detector, self._colors
+        if isinstance(detector, str):
+            detector = _shared(("detector", detector), lambda: _open_detector(str(self._detector)))
+        if self.color_clip is not None:
+            colors = _shared(("colors", self.color_clip), lambda: ColorClassifier.load(str(self.color_clip)))
+        classes = self.classes or getattr(detector, "classes", None) or GENEVAL_NAMES
+        return kind(detector, classes, colors or getattr(detector, "colors", None), self.rules)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, here or in another process, shares the networks of its own process, or reads them anew."""
+        return {**self.__dict__, "_judge": None}
 
     @property
     def judge(self) -> GenEvalJudge:
@@ -169,6 +194,43 @@ class GenEvalReward:
             values = {"dense": result.reward, "strict": result.exact, "benchmark": result.correct}
             scores[row] = float(values[self.score])
         return scores
+
+
+class _RememberingJudge(GenEvalJudge):
+    """A judge that several rewards ask about the same pictures, one after the other or from several threads."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        classes: Sequence[str],
+        colors: NamesColors | None = None,
+        rules: GenEvalRules | None = None,
+    ) -> None:
+        super().__init__(detector, classes, colors, rules)
+        self._judging = threading.Lock()
+        self._known: OrderedDict[tuple[str, GenEvalPrompt], RuleResult] = OrderedDict()
+
+    def __call__(self, images: Images, prompts: Sequence[GenEvalPrompt]) -> list[RuleResult]:
+        keys = [(image_sha256(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
+        with self._judging:
+            found = {key: self._known[key] for key in keys if key in self._known}
+            new = {key: place for place, key in enumerate(keys) if key not in found}
+            if new:
+                judged = super().__call__([images[place] for place in new.values()], [key[1] for key in new])
+                found |= zip(new, judged, strict=True)
+                self._known |= found
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return [found[key] for key in keys]
+
+
+def _shared(key: Hashable, make: Callable[[], _Part]) -> _Part:
+    """What somebody holds under this key, or a new one; it lives as long as somebody holds it."""
+    with _LOADING:
+        part: _Part | None = _PARTS.get(key)
+        if part is None:
+            part = _PARTS[key] = make()
+        return part
 
 
 def _open_detector(source: str) -> Detector:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class RewardEntry:
         background: go on while the caller does other things. None = as the reward says by its attribute
             ``background``; those that wait for servers say yes. Not for networks in this process: they switch the
             precision of the whole process while they compute.
+        batch_size: pictures of one call: what a network needs for them is in memory at once. None = all that are given.
         time_limit: seconds that a call may take.
 
     Raises:
@@ -64,6 +66,7 @@ class RewardEntry:
     needs: tuple[str, ...] = ()
     elsewhere: Literal["error", "skip"] = "error"
     background: bool | None = None
+    batch_size: int | None = 32
     time_limit: float = 600.0
 
     def __post_init__(self) -> None:
@@ -81,6 +84,8 @@ class RewardEntry:
                 f"the reward {self.name!r} needs a finite offset and a finite scale that is not 0, got {self.offset} "
                 f"and {self.scale}"
             )
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"the reward {self.name!r} has the batch size {self.batch_size}: give 1 or more, or null")
         if not self.time_limit > 0:
             raise ValueError(f"the reward {self.name!r} has the time limit {self.time_limit}: give seconds above 0")
 
@@ -118,14 +123,19 @@ class RewardScores:
 
 
 class PendingScores:
-    """Scores of a batch that are being computed; made by :meth:`RewardSuite.submit`."""
+    """Scores of a batch that are being computed; made by :meth:`RewardSuite.submit`.
+
+    Attributes:
+        asked: by name of a reward, how many images it applies to.
+    """
 
     def __init__(self, suite: RewardSuite, shares: Sequence[_Share], count: int, device: torch.device) -> None:
         self._suite = suite
         self._shares = shares
+        self.asked = {share.entry.name: len(share.rows) + len(share.known) for share in shares}
         self._count = count
         self._device = device
-        self._scores: RewardScores | None = None
+        self._raw: dict[str, Tensor] | None = None
 
     def result(self) -> RewardScores:
         """Wait until every reward has scored the batch.
@@ -134,17 +144,28 @@ class PendingScores:
             The scores, rows as they were given.
 
         Raises:
-            RewardError: a reward raised, did not answer in time, or answered with the wrong number of scores, with
-                infinity, or with nothing but NaN; the rest of the batch is given up and nothing of it is stored.
+            RewardError: see :meth:`RewardSuite.results`.
         """
-        if self._scores is None:
+        return self._suite.results([self])
+
+    def raw(self) -> Mapping[str, Tensor]:
+        """Wait for the scores as the rewards gave them.
+
+        Returns:
+            By name, float32, (B,), NaN where a reward does not apply.
+
+        Raises:
+            RewardError: a reward raised, did not answer in time, or answered with the wrong number of scores or with
+                infinity; the rest of the batch is given up and nothing of it is stored.
+        """
+        if self._raw is None:
             try:
                 self._finish()
             finally:
                 self._suite.forget(self)
-        if self._scores is None:
+        if self._raw is None:
             raise RewardError("the scores of this batch were given up after an error")
-        return self._scores
+        return self._raw
 
     def _finish(self) -> None:
         fresh: dict[bytes, float] = {}
@@ -157,7 +178,8 @@ class PendingScores:
             raise
         if fresh and self._suite.cache is not None:
             self._suite.cache.write(fresh)
-        self._scores = self._suite.combine_scores(raw)
+        if self._shares:
+            self._raw = raw
         self._shares = ()
 
     def wait_for_foreground(self) -> None:
@@ -173,8 +195,8 @@ class PendingScores:
     def give_up(self) -> None:
         """Do not begin what has not begun."""
         for share in self._shares:
-            if share.call is not None:
-                share.call.cancelled = True
+            for call in share.calls:
+                call.cancelled = True
         self._shares = ()
 
 
@@ -191,19 +213,28 @@ class _Share:
     rows: list[int]
     known: dict[int, float]
     keys: dict[int, bytes]
-    call: Call | None = None
+    calls: list[Call] = dataclasses.field(default_factory=list)
+
+    @property
+    def parts(self) -> list[list[int]]:
+        """The rows of every call."""
+        size = self.entry.batch_size or len(self.rows)
+        return [self.rows[first : first + size] for first in range(0, len(self.rows), size)] if self.rows else []
 
     def start(self, pictures: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
-        if not self.rows:
-            return
-        rows, reward = self.rows, cast(Reward, self.entry.reward)
-        images = pictures if len(rows) == len(pictures) else pictures[rows]
-        texts, records = [prompts[row] for row in rows], [metadata[row] for row in rows]
-        self.call = Call(self.entry.name, lambda: reward(images, texts, records), self.entry.time_limit)
-        self.lane.start(self.call)
+        reward = cast(Reward, self.entry.reward)
+        for rows in self.parts:
+            images = pictures if len(rows) == len(pictures) else pictures[rows]
+            texts, records = [prompts[row] for row in rows], [metadata[row] for row in rows]
+            call = Call(self.entry.name, functools.partial(reward, images, texts, records), self.entry.time_limit)
+            self.calls.append(call)
+            self.lane.start(call)
 
     def wait(self) -> Tensor | None:
-        return None if self.call is None else _checked(self.entry.name, self.lane.wait(self.call), len(self.rows))
+        if not self.calls:
+            return None
+        parts = zip(self.calls, self.parts, strict=True)
+        return torch.cat([_checked(self.entry.name, self.lane.wait(call), len(rows)) for call, rows in parts])
 
     def collect(self, count: int, fresh: dict[bytes, float]) -> Tensor:
         """All scores, (B,), on the CPU in float64; what is new and can be stored goes to ``fresh``."""
@@ -229,8 +260,8 @@ class RewardSuite:
         combine: ``sum`` of the weighted scores (Flow-GRPO, DiffusionNFT), or their weighted ``mean`` over the rewards
             that apply (MARBLE). What is learned from is combined so, too: the scores, or the advantages in each.
         cache: keeps scores on disk; None = none.
-        max_pending: batches of :meth:`submit` that may be under way; a further one waits for the oldest. Training by
-            rewards has one at a time, whatever is said here.
+        max_pending: batches of :meth:`submit` that may be under way; a further one waits for the oldest. In training
+            by rewards these are micro-batches.
 
     Raises:
         ValueError: no entry, two of one name, or ``max_pending`` smaller than 1.
@@ -307,7 +338,7 @@ class RewardSuite:
             The scores.
 
         Raises:
-            RewardError: see :meth:`PendingScores.result`.
+            RewardError: see :meth:`results`.
             ValueError: see :meth:`submit`.
         """
         return self.submit(images, prompts, metadata).result()
@@ -325,7 +356,7 @@ class RewardSuite:
 
         Raises:
             RewardError: a prompt that a reward does not apply to while its entry says ``error``, before anything is
-                scored; or a reward that failed, see :meth:`PendingScores.result`.
+                scored; or a reward that failed, see :meth:`PendingScores.raw`.
             ValueError: images, prompts and metadata that do not belong together; pixels that are NaN or infinite.
         """
         check_batch(images, prompts, metadata)
@@ -346,6 +377,54 @@ class RewardSuite:
             self.forget(pending)
             raise
         return pending
+
+    def results(self, pending: Sequence[PendingScores]) -> RewardScores:
+        """Wait for several batches, as if they were one.
+
+        Args:
+            pending: what :meth:`submit` gave, at least one.
+
+        Returns:
+            The scores, rows in the order of the batches.
+
+        Raises:
+            RewardError: see :meth:`PendingScores.raw`; or a reward gave NaN for every picture that it was asked for.
+                All batches are given up.
+        """
+        try:
+            parts = [one.raw() for one in pending]
+        except BaseException:
+            self.give_up()
+            raise
+        raw = {entry.name: torch.cat([part[entry.name] for part in parts]) for entry in self.entries}
+        for entry in self.entries:
+            asked = sum(one.asked[entry.name] for one in pending)
+            if asked and raw[entry.name].isnan().all():
+                raise RewardError(
+                    f"the reward {entry.name!r} gave NaN for all of its {asked} images: is its model sound? If it is "
+                    "not for these prompts, it says so by a method `inapplicable`, or its entry by `needs`"
+                )
+        return self.combine_scores(raw)
+
+    def give_up(self) -> None:
+        """Forget all batches that are under way, and do not begin what has not begun."""
+        for pending in tuple(self._pending):
+            pending.give_up()
+            self.forget(pending)
+
+    def require_applicable(self, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """Look at prompts before pictures are made for them.
+
+        Args:
+            prompts: texts.
+            metadata: a record of each.
+
+        Raises:
+            RewardError: one that a reward does not apply to while its entry says ``error``.
+        """
+        for entry in self.entries:
+            if entry.elsewhere == "error":
+                self._rows(entry, prompts, metadata)
 
     def combine_scores(self, raw: Mapping[str, Tensor]) -> RewardScores:
         """Normalise, weigh and add up.
@@ -383,7 +462,9 @@ class RewardSuite:
         if pending in self._pending:
             self._pending.remove(pending)
 
-    def _share(self, entry: RewardEntry, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> _Share:
+    @staticmethod
+    def _rows(entry: RewardEntry, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The rows that a reward applies to."""
         rows = []
         for row, (prompt, record) in enumerate(zip(prompts, metadata, strict=True)):
             reason = why_inapplicable(entry.reward, entry.needs, prompt, record)
@@ -391,11 +472,15 @@ class RewardSuite:
                 rows.append(row)
             elif entry.elsewhere == "error":
                 raise RewardError(
-                    f"the reward {entry.name!r} does not apply to the prompt {prompt!r} (row {row} of the batch): "
+                    f"the reward {entry.name!r} does not apply to the prompt {prompt!r} (row {row}): "
                     f"{reason}. Give it other prompts, or let its entry say elsewhere: skip"
                 )
+        return rows
+
+    def _share(self, entry: RewardEntry, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> _Share:
         background = entry.name in self._background
-        return _Share(entry, self._background.get(entry.name, self._foreground), background, rows, {}, {})
+        lane = self._background.get(entry.name, self._foreground)
+        return _Share(entry, lane, background, self._rows(entry, prompts, metadata), {}, {})
 
     @staticmethod
     def _look_up(
@@ -437,9 +522,4 @@ def _checked(name: str, scores: object, count: int) -> Tensor:
     values = scores.detach().double().cpu()
     if values.isinf().any():
         raise RewardError(f"the reward {name!r} gave an infinite score for image {int(values.isinf().nonzero()[0])}")
-    if values.isnan().all():
-        raise RewardError(
-            f"the reward {name!r} gave NaN for all of its {count} images: is its model sound? If it is not for these "
-            f"prompts, it says so by a method `inapplicable`, or its entry by `needs`"
-        )
     return values

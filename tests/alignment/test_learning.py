@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,19 @@ from lightning_gen.alignment.online import OnlineTraining
 from lightning_gen.alignment.rollout import Rollout, row_keys, step_noise
 from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import RunningMeans, Share
+from lightning_gen.rewards.rewards import RewardEntry, RewardSuite
 from lightning_gen.training.optim import AdamW
-from tests.alignment.test_online import LORA, _batch, _training_batch, module, prompts, rewards, train
+from tests.alignment.test_online import (
+    LORA,
+    Redness,
+    _batch,
+    _training_batch,
+    adapters,
+    module,
+    prompts,
+    rewards,
+    train,
+)
 from tests.alignment.worlds import ToyPolicy
 
 ALL = Share(torch.arange(8), torch.full((8,), 1 / 8))
@@ -264,6 +276,25 @@ def test_float16_clips_the_gradient_and_not_its_scaled_copy(kind: str, tmp_path:
         model.trainer = train(model, prompts(tmp_path), tmp_path, steps=1, plugins=plugins)
         norms.append(logged(model)["train/gradient_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=0.05) and norms[0] > 0
+
+
+class Nothing(Redness):
+    """Pays the same for everything."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        return torch.zeros(len(images))
+
+
+def test_a_rollout_that_is_worth_nothing_is_a_step_without_gradient_in_float16_too(tmp_path: Path) -> None:
+    scaler = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    still = AdamW(1e-2, weight_decay=0.0)
+    for plugins in ([], [scaler]):
+        poor = RewardSuite([RewardEntry("nothing", Nothing())])
+        model = module("grpo", rewards=poor, updates=Updates(2, 4), optimizer=still)
+        before = adapters(model)
+        model.trainer = train(model, prompts(tmp_path), tmp_path, steps=2, plugins=plugins)
+        assert model.trainer.global_step == 2 and logged(model)["train/gradient_norm"] == 0.0
+        assert all(torch.equal(adapters(model)[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize(("kind", "guidance"), [("grpo", 1), ("nft", 0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from lightning_gen.alignment.rollout import Rollout, initial_noise, row_keys
 from lightning_gen.alignment.settings import Evaluation, Updates
 from lightning_gen.alignment.shares import share_of
 from lightning_gen.backbones.lora import LoRASettings
+from lightning_gen.data.batches import PromptBatch
 from lightning_gen.data.prompts import PromptDataModule
 from lightning_gen.rewards.advantages import group_advantages
 from lightning_gen.rewards.lanes import RewardError
@@ -131,7 +133,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(kind: str, tmp_path: Path
 
 
 class Failing(Redness):
-    """Says something useless the third time it is asked."""
+    """Says something useless from the third rollout of two micro-batches on."""
 
     def __init__(self, answer: Any) -> None:
         self.asked, self.answer = 0, answer
@@ -139,7 +141,7 @@ class Failing(Redness):
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
         self.asked += 1
         found = super().__call__(images, prompts, metadata)
-        if self.asked < 3:
+        if self.asked < 5:
             return found
         if self.answer is None:
             raise OSError("the judge is gone")
@@ -147,7 +149,7 @@ class Failing(Redness):
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"), [(None, "gone"), (float("nan"), "NaN for all"), (3, "must give 8 numbers")]
+    ("answer", "message"), [(None, "gone"), (float("nan"), "NaN for all of its 8"), (3, "must give 4 numbers")]
 )
 def test_a_reward_that_fails_leaves_whole_steps_behind(answer: Any, message: str, tmp_path: Path) -> None:
     two = Updates(2, 4, skip_worthless=False)
@@ -183,6 +185,66 @@ def test_updates_that_a_rollout_cannot_be_shared_out_over_are_refused_before_it(
     broken.sample = None  # type: ignore[method-assign, assignment]  # a rollout would fail in another way
     with pytest.raises(ValueError, match=r"8 rows cannot be shared out over 3 updates: change data.global_batch_size"):
         train(broken, prompts(tmp_path), tmp_path)
+
+
+class Named(Redness):
+    """Is for prompts whose file says more than their text."""
+
+    def inapplicable(self, prompt: str, metadata: Mapping[str, Any]) -> str | None:
+        return None if "tag" in metadata else "it has no tag"
+
+
+def test_prompts_that_a_reward_is_not_for_are_found_before_the_first_rollout(tmp_path: Path) -> None:
+    broken = module("grpo", rewards=RewardSuite([RewardEntry("named", Named())]))
+    broken.sample = None  # type: ignore[method-assign, assignment]  # a rollout would fail in another way
+    with pytest.raises(RewardError, match=r"'named' does not apply to the prompt 'x' \(row 0\): it has no tag"):
+        train(broken, prompts(tmp_path), tmp_path)
+
+
+class Slow(Redness):
+    """Waits until the second half of a rollout has been sampled."""
+
+    background = True
+
+    def __init__(self) -> None:
+        self.sampled = threading.Event()
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        assert self.sampled.wait(20), "nothing is sampled while scores are waited for"
+        return super().__call__(images, prompts, metadata)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "nft"])
+def test_pictures_are_made_while_servers_score(kind: str, tmp_path: Path) -> None:
+    slow = Slow()
+    model, calls = module(kind, rewards=RewardSuite([RewardEntry("slow", slow, time_limit=20)])), list[int]()
+    sample = model.sample
+
+    def counted(batch: PromptBatch) -> Rollout:
+        calls.append(len(batch))
+        if len(calls) == 2:
+            slow.sampled.set()
+        return sample(batch)
+
+    model.sample = counted  # type: ignore[method-assign]
+    other = module(kind)
+    train(model, prompts(tmp_path), tmp_path, steps=1)
+    train(other, prompts(tmp_path), tmp_path, steps=1)
+    assert calls == [4, 4]
+    assert all(torch.equal(adapters(model)[name], value) for name, value in adapters(other).items())
+
+
+def test_a_rollout_in_parts_is_the_rollout(tmp_path: Path) -> None:
+    model = module("grpo")
+    model.trainer = train(module("grpo"), prompts(tmp_path), tmp_path, steps=1)
+    batch = _training_batch(prompts(tmp_path))
+    whole, (parts, scores) = model.sample(batch), model.sample_and_score(batch)
+    for name in ("latents", "images", "keys", "group", "valid", "times"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+    assert whole.trajectory is not None and parts.trajectory is not None
+    assert all(torch.equal(one, two) for one, two in zip(parts.trajectory, whole.trajectory, strict=True))
+    assert (parts.prompts, parts.metadata, parts.steps) == (whole.prompts, whole.metadata, whole.steps)
+    assert torch.equal(parts.rewards["redness"], scores.total) and not whole.rewards
 
 
 class ForLong(Redness):

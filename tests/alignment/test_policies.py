@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lightning_gen.alignment import policies
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
 from lightning_gen.alignment.online import Evaluation, Updates
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy, warn_of_double_guidance
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.backbones.weights import MissingWeightsError
 from lightning_gen.interfaces import TextToImage
@@ -55,7 +57,65 @@ def test_a_pipeline_of_diffusers_is_trained_like_any_other(kind: str, pipeline: 
     still = [p for p in model.bank.parameters("default") if not bool(p.detach().any())]
     # B begins with 0 and has moved, but for the text's queries in the last block, whose answers nobody reads.
     assert len(still) == 1 < len(model.bank.parameters("default"))
-    assert model.save_pretrained(tmp_path / "adapter") is None and any((tmp_path / "adapter").glob("*.safetensors"))
+    model.save_pretrained(tmp_path / "adapter")
+    _require_read_by_diffusers(model, pipeline, tmp_path / "adapter")
+
+
+def _require_read_by_diffusers(model: Any, pipeline: str, folder: Path) -> None:
+    """By the method that people call, and with the same pictures."""
+    import diffusers
+
+    reader: Any = diffusers.StableDiffusion3Pipeline.from_pretrained(pipeline, torch_dtype=torch.float32)
+    before = open_policy(pipeline)
+    reader.load_lora_weights(str(folder))
+    x, t = torch.randn(2, *model.policy.latent_shape, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    with torch.no_grad():
+        text = model.policy.encode_prompts(["x", "xx"])
+        ours, plain = model.policy.velocity(x, t, text), cast(Any, before).velocity(x, t, text)
+        cast(Any, before).network = reader.transformer
+        theirs = cast(Any, before).velocity(x, t, text)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(theirs, plain, rtol=1e-3, atol=1e-4)
+
+
+def test_prompts_can_be_encoded_before_the_run_and_the_encoders_forgotten(pipeline: str, tmp_path: Path) -> None:
+    policy = PipelinePolicy(
+        pipeline, text_length=8, dtype="float32", prompt_cache=str(tmp_path / "prompts"), encode_first=True
+    )
+    updates, evaluation = Updates(1, 2, skip_worthless=False), Evaluation(2, "euler", 1.0)
+    model = FlowGRPO(
+        policy, rewards(), StochasticRollout(3, 2.0, window_size=1), updates=updates, lora=LoRASettings(2, 4.0),
+        evaluation=evaluation,
+    )  # fmt: skip
+    train(model, prompts(tmp_path, global_batch_size=2, repeats=2), tmp_path, steps=1)
+    loaded: Any = model.policy
+    assert loaded._freed and loaded._text is None
+    assert all("x" * n in loaded.cache for n in range(9)), "8 prompts and the empty one"
+    with pytest.raises(RuntimeError, match="were freed"):
+        loaded.encode_prompts(["something else"])
+    with pytest.raises(ValueError, match="policy.encode_first needs prompts that are known"):
+        policies.encode_run(loaded, None, model.trainer)
+    with pytest.raises(ValueError, match=r"encode_first without policy\.prompt_cache"):
+        PipelinePolicy("x", encode_first=True)
+
+
+def test_prompts_of_a_rollout_are_encoded_at_once(pipeline: str, tmp_path: Path) -> None:
+    """Encoders that wait in host memory come to the device once for it, not for every micro-batch."""
+    policy = PipelinePolicy(pipeline, None, 8, prompt_cache=str(tmp_path / "prompts"), dtype="float32")
+    updates, evaluation = Updates(1, 2, skip_worthless=False), Evaluation(2, "euler", 1.0)
+    model: Any = DiffusionNFT(
+        policy, rewards(), CleanRollout(2), updates=updates, evaluation=evaluation, lora=LoRASettings(2, 4.0)
+    )
+    model.configure_model()
+    encode, new = model.policy.encode_prompts, list[int]()
+
+    def watched(texts: list[str]) -> Any:
+        new.append(sum(text not in model.policy.cache for text in texts))
+        return encode(texts)
+
+    model.policy.encode_prompts = watched
+    train(model, prompts(tmp_path, global_batch_size=8, repeats=2), tmp_path, steps=1)
+    assert len(new) == 4 + 4 and not any(new)
 
 
 def test_what_is_no_policy_is_refused(tmp_path: Path) -> None:
@@ -103,6 +163,33 @@ def test_the_preflight_counts_what_is_trained_and_what_stays_frozen(pipeline: st
 def test_text_encoders_that_wait_in_host_memory_need_a_cache() -> None:
     with pytest.raises(ValueError, match=r"text_offload without policy\.prompt_cache"):
         PipelinePolicy("x", text_offload=True)
+
+
+def test_every_option_of_the_pipeline_reaches_its_model(tmp_path: Path) -> None:
+    """Each is one that the model would not choose itself."""
+    asked: dict[str, Any] = {
+        "canvas": (16, 24), "text_length": 8, "clip_length": 16, "prompt_cache": str(tmp_path / "prompts"),
+        "embedded_guidance": 2.5, "dtype": "float16", "text_offload": True, "encode_first": True, "vae_slicing": True,
+        "vae_tiling": True, "is_distilled": True, "revision": "main",
+    }  # fmt: skip
+    policy = PipelinePolicy(str(write_tiny_pipeline(tmp_path / "dev", "flux_dev")), **asked)
+    assert {*asked, "pipeline"} == {field.name for field in dataclasses.fields(policy)}
+    assert all(getattr(policy, field.name) != field.default for field in dataclasses.fields(policy))
+    model: Any = policy.load()
+    assert (model.canvas.height, model.canvas.width) == asked["canvas"] and model.is_distilled
+    assert (model.lengths.clip, model.lengths.text, model.embedded_guidance) == (16, 8, 2.5)
+    assert model.cache is not None and model._text_offload
+    assert model.vae.network.vae.use_slicing and model.vae.network.vae.use_tiling
+    assert {p.dtype for p in [*model.network.parameters(), *model.vae.network.parameters()]} == {torch.float16}
+
+
+def test_guidance_on_top_of_guidance_is_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    distilled, plain = (cast(TextToImage, SimpleNamespace(embeds_guidance=embeds)) for embeds in (True, False))
+    for policy, scale in ((distilled, 1.0), (plain, 4.5), (cast(TextToImage, SimpleNamespace()), 4.5)):
+        warn_of_double_guidance(policy, scale)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"guidance of 4\.5 with the empty prompt.*policy\.embedded_guidance"):
+        warn_of_double_guidance(distilled, 4.5)
 
 
 @pytest.mark.parametrize("source", ["sd3", "shapes_base"])

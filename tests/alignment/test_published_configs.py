@@ -138,6 +138,19 @@ def test_groups_devices_averages_and_rewards(name: str, file: str) -> None:
         assert trainer["val_check_interval"] == 10 and found["checkpoint"]["every_n_train_steps"] == 30 * updates
 
 
+@pytest.mark.parametrize("file", [GRPO["geneval_24gb"], NFT["geneval_24gb"]])
+def test_validation_on_one_gpu_takes_less_than_a_tenth_of_the_passes(file: str) -> None:
+    trainer, data, found = read(file)["trainer"], read(file)["data"]["init_args"], arguments(file)
+    rollout, old = found["rollout"], int("old_policy" in found)
+    guided = 2 if rollout["guidance"] != 1 else 1
+    # The policy forward, once more in the backward pass, and twice a pass backward; the base, and the old policy.
+    trained = rollout.get("window_size", rollout.get("trained_times")) * (4 + 1 + old)
+    learning = trainer["val_check_interval"] * data["global_batch_size"] * guided * (rollout["steps"] + trained)
+    pictures = trainer["limit_val_batches"] * data["val_batch_size"]
+    validation = pictures * found["evaluation"]["steps"] * guided
+    assert validation < 0.1 * (validation + learning) and pictures == 192
+
+
 def merged(*names: str) -> dict[str, Any]:
     return read_config(["fit", *(part for name in names for part in ("--config", str(ROOT / f"{name}.yaml")))])
 

@@ -34,13 +34,16 @@ def test_sampling_scoring_and_training_are_timed_apart(kind: str, tmp_path: Path
         now[0] += seconds
         return do(*arguments)
 
-    for name, seconds in {"sample": 3.0, "score": 5.0, "advantages": 11.0, "learn": 7.0}.items():
-        setattr(model, name, functools.partial(slow, getattr(model, name), seconds))
+    for owner, name, seconds in (
+        (model, "sample", 3.0), (model.rewards, "submit", 2.0), (model.rewards, "results", 1.0),
+        (model, "advantages", 11.0), (model, "learn", 7.0),
+    ):  # fmt: skip
+        setattr(owner, name, functools.partial(slow, getattr(owner, name), seconds))
     model.clock = lambda: now[0]
     seen = Seen()
     train(model, prompts(tmp_path), tmp_path, steps=2, callbacks=[seen])
-    # Also at the first step of a pass, before anything else has been logged twice.
-    assert seen.found == [{"seconds/sampling": 3.0, "seconds/scoring": 5.0, "seconds/training": 14.0}]
+    # Two micro-batches. Also at the first step of a pass, before anything else has been logged twice.
+    assert seen.found == [{"seconds/sampling": 6.0, "seconds/scoring": 5.0, "seconds/training": 14.0}]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "nft"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,14 @@ def test_few_step_models_are_told_apart(folders: Path, tmp_path: Path) -> None:
     turbo = write_tiny_pipeline(tmp_path / "sd-turbo", "sd15")
     assert DiffusersTextToImage(str(turbo)).is_distilled
     assert not DiffusersTextToImage(str(turbo), is_distilled=False).is_distilled
+
+
+def test_a_snapshot_has_the_name_of_its_repository(folders: Path, tmp_path: Path) -> None:
+    """The hub's cache calls the folder after a commit, and the repository's folder after its owner, too."""
+    for name, few in (("models--me--sd-turbo", True), ("sd-turbo", True), ("models--turbo--sd", False)):
+        folder = tmp_path / name / "snapshots" / "0a1b"
+        shutil.copytree(folders / "sd15", folder)
+        assert DiffusersTextToImage(f"{folder}/").is_distilled == few, name
 
 
 def test_the_models_own_size_is_the_default(folders: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor
 from lightning_gen.alignment.diffusion_nft.module import CleanRollout, DiffusionNFT
 from lightning_gen.alignment.flow_grpo.module import FlowGRPO, StochasticRollout
 from lightning_gen.alignment.online import OnlineTraining, Updates
-from tests.alignment.test_online import LORA, prompts, rewards
+from lightning_gen.interfaces import Conditioning
+from tests.alignment.test_online import LORA, prompts, rewards, train
 from tests.alignment.worlds import ToyPolicy
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "speed" / "rl.py"
@@ -110,6 +112,24 @@ def test_the_passes_by_hand_are_those_of_the_step(kind: str, commands: Any, tmp_
     assert collections.Counter(warm) == collections.Counter(step)
     assert collections.Counter(seen[before_hand[0] :]) == collections.Counter(step)
     assert all(parameter.grad is None for parameter in model.bank.parameters("default"))
+
+
+def test_a_step_is_asked_for_its_prompts_as_training_asks(commands: Any, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Watched(ToyPolicy):
+        def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+            asked.append(len(prompts))
+            return super().encode_prompts(prompts)
+
+    model = FlowGRPO(Watched(), rewards(), StochasticRollout(4, 2.0), lora=LORA, updates=Updates(1, 4, 1.0, False))
+    train(model, prompts(tmp_path), tmp_path, steps=1)
+    training = list(asked)
+    asked.clear()
+    rl = commands("rl")
+    rl.ask_as_flow_grpo(Watched(), ["x"] * 8, rl.Rows(8, 4, 4))
+    # Two micro-batches, in sampling and in learning, each with its prompts and with the empty one.
+    assert asked == training == [4] * 8
 
 
 def test_seconds_of_the_parts_are_those_of_the_log(commands: Any, tmp_path: Path) -> None:

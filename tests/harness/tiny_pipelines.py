@@ -30,7 +30,7 @@ def write_tiny_pipeline(folder: Path, family: TinyFamily, scheduler: Any = None,
     Args:
         folder: where to; made if needed.
         family: which.
-        scheduler: of diffusers; None = as in the published pipelines (SD 1.5: DDIM, SDXL: Euler).
+        scheduler: of diffusers; None = that of :func:`scheduler_of`.
         seed: of all weights.
 
     Returns:
@@ -52,7 +52,10 @@ def write_tiny_pipeline(folder: Path, family: TinyFamily, scheduler: Any = None,
 
 
 def scheduler_of(family: TinyFamily) -> Any:
-    """The scheduler with the settings of the published pipeline.
+    """The scheduler with the settings of the published pipeline, but for Stable Diffusion 1.5.
+
+    That one is published with PNDM and ``set_alpha_to_one: false``; here it gets DDIM that goes to t = 0, as the house
+    does.
 
     Args:
         family: which.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from lightning_gen.backbones.weights import MissingWeightsError
+from lightning_gen.metrics.compositional.geneval_objects import GenEvalRules
 from lightning_gen.metrics.detection.colors import ColorClassifier
 from lightning_gen.metrics.detectors import GroundingDINODetector, Mask2FormerDetector
 from lightning_gen.rewards.geneval import GenEvalReward
@@ -161,6 +165,57 @@ def test_a_detector_is_known_by_its_weights(detector: str, clip: str, tmp_path: 
     assert isinstance(grounded.judge.detector, GroundingDINODetector)
     with pytest.raises(MissingWeightsError, match="describes 'clip', no detector of mask2former or grounding-dino"):
         GenEvalReward(clip).load()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_rewards_of_the_same_weights_read_them_and_look_at_a_picture_once(
+    background: bool, detector: str, clip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: tuple[Any, ...] = ("dense", "strict", "benchmark")
+    own = {kind: GenEvalReward(Mask2FormerDetector(detector), kind, ColorClassifier.load(clip)) for kind in kinds}
+    expected = {kind: reward(IMAGES, ["p", "q"], DOG).double() for kind, reward in own.items()}
+    read, seen = [], []
+    forward, load = Mask2FormerDetector.forward, ColorClassifier.load
+    start = Mask2FormerDetector.__init__
+
+    def watched(its: Mask2FormerDetector, images: Any, classes: Any) -> Any:
+        seen.append(len(images))
+        return forward(its, images, classes)
+
+    monkeypatch.setattr(Mask2FormerDetector, "__init__", lambda *a, **k: read.append("detector") or start(*a, **k))
+    monkeypatch.setattr(Mask2FormerDetector, "forward", watched)
+    monkeypatch.setattr(ColorClassifier, "load", lambda source: read.append("clip") or load(source))
+    rewards = {kind: GenEvalReward(detector, kind, color_clip=clip) for kind in kinds}
+    suite = RewardSuite([RewardEntry(kind, reward, background=background) for kind, reward in rewards.items()])
+    found = suite(IMAGES, ["p", "q"], DOG)
+    assert all(torch.equal(found.raw[kind].double(), scores) for kind, scores in expected.items())
+    assert sorted(read) == ["clip", "detector"] and seen == [2]
+    # Another prompt and another picture are news, and a row that is not stays out.
+    suite(torch.stack([IMAGES[0], IMAGES[0], 1 - IMAGES[0]]), ["p", "other", "p"], [*DOG, DOG[0]])
+    assert seen == [2, 2]
+
+
+def test_networks_are_shared_where_rules_differ_and_die_with_their_rewards(detector: str, clip: str) -> None:
+    first, rules = GenEvalReward(detector, color_clip=clip), GenEvalRules(threshold=0.9)
+    other, plain = GenEvalReward(detector, color_clip=clip, rules=rules), GenEvalReward(detector)
+    assert first.judge.detector is other.judge.detector is plain.judge.detector
+    assert first.judge.colors is other.judge.colors and plain.judge.colors is None
+    assert first.judge is not other.judge and other.judge.rules == rules
+    scores = first(IMAGES, ["p", "q"], DOG)
+    for twin in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert twin.judge is first.judge and torch.equal(twin(IMAGES, ["p", "q"], DOG), scores)
+    network = weakref.ref(first.judge.detector)
+    del first, other, plain, twin
+    gc.collect()
+    assert network() is None
+
+
+def test_verdicts_are_forgotten_in_time(detector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_gen.rewards.geneval._REMEMBERED", 1)
+    reward: Any = GenEvalReward(detector)
+    plain = [{"tag": "single_object", "include": [{"class": "dog", "count": 1}]}] * 2
+    assert reward(IMAGES, ["p", "q"], plain).isfinite().all()
+    assert [prompt.prompt for _, prompt in reward.judge._known] == ["q"]
 
 
 def test_colours_are_named_where_the_pictures_are(detector: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:

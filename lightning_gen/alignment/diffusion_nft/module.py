@@ -169,10 +169,7 @@ class DiffusionNFT(OnlineTraining):
 
         Source: arXiv:2509.16117 algorithm 1.
         """
-        with self.timed("sampling"):
-            rollout = self.sample(batch)
-        with self.timed("scoring"):
-            scores = self.score(rollout)
+        rollout, scores = self.sample_and_score(batch)
         advantages = self.advantages(scores, rollout)
         with self.timed("training"):
             for share in self.updates_of(advantages, rollout):

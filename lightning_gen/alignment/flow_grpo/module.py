@@ -135,7 +135,7 @@ class FlowGRPO(OnlineTraining):
             policy, rewards, (DEFAULT,), lora, advantages, updates, evaluation, optimizer, init_adapter, seed
         )
         self.how, self.clip, self.advantage_clip = rollout, clip, advantage_clip
-        self.kl, self.kl_form = kl, kl_form
+        self.kl, self.kl_form, self.rollout_guidance = kl, kl_form, rollout.guidance
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Sample, score, compare within groups, and take the optimiser steps of this rollout.
@@ -146,10 +146,7 @@ class FlowGRPO(OnlineTraining):
 
         Source: arXiv:2505.05470 algorithm 1.
         """
-        with self.timed("sampling"):
-            rollout = self.sample(batch)
-        with self.timed("scoring"):
-            scores = self.score(rollout)
+        rollout, scores = self.sample_and_score(batch)
         advantages = self.advantages(scores, rollout)
         with self.timed("training"):
             for share in self.updates_of(advantages, rollout):

@@ -90,6 +90,8 @@ class Family(abc.ABC):
     optional_encoders: ClassVar[frozenset[str]] = frozenset()
     left_out: ClassVar[Mapping[str, Any]] = {}
     """Parts of the pipeline that have nothing to do with prompts, pictures or the flow, and what stands in for them."""
+    prompt_settings: ClassVar[tuple[str, ...]] = ()
+    """Keys of ``model_index.json`` that decide what a prompt is encoded to."""
     clip_length: ClassVar[int | None] = 77
     text_length: ClassVar[int | None] = None
     default_guidance: ClassVar[float] = 3.5

@@ -139,6 +139,8 @@ class PipelineFolder:
             64 hexadecimal digits.
         """
         digest = hashlib.sha256(str(self.index["_class_name"]).encode())
+        for key in self.family.prompt_settings:
+            digest.update(f"{key} {self.index.get(key)}\n".encode())
         for name in sorted({*self.encoders, *self.encoders.values()}):
             for path in sorted((self.path / name).rglob("*")):
                 if path.is_file() and not path.name.startswith("."):

@@ -136,6 +136,7 @@ class StableDiffusionXL(StableDiffusion):
 
     encoders: ClassVar[Mapping[str, str]] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
     left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    prompt_settings: ClassVar[tuple[str, ...]] = ("force_zeros_for_empty_prompt",)
 
     def encode(self, pipeline: Any, prompt: str, lengths: Lengths, device: torch.device) -> Encoded:
         """Hidden states of both CLIPs side by side, the second one's pooled vector."""

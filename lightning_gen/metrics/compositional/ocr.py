@@ -218,6 +218,9 @@ class OCRScore(CountedOnce):
 class PaddleReader:
     """PaddleOCR, releases 2 and 3, English by default, without a classifier of the angle.
 
+    Release 3 also turns and flattens whole documents unless it is told not to; here it is. Its models of detection and
+    recognition are others than those of release 2 all the same, so the two may read one picture differently.
+
     Args:
         language: PaddleOCR's name of the language.
 
@@ -234,7 +237,8 @@ class PaddleReader:
             ) from None
         self.name = f"paddleocr-{paddleocr.__version__}-{language}"
         self._second = int(paddleocr.__version__.split(".")[0]) < 3
-        options = {"use_angle_cls": False, "show_log": False} if self._second else {"use_textline_orientation": False}
+        third = ("use_doc_orientation_classify", "use_doc_unwarping", "use_textline_orientation")
+        options = dict.fromkeys(("use_angle_cls", "show_log") if self._second else third, False)
         self._engine: Any = paddleocr.PaddleOCR(lang=language, **options)
 
     def __call__(self, image: Tensor) -> list[tuple[str, float]]:

@@ -145,7 +145,8 @@ def test_release_2_finds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_release_3(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_paddle(monkeypatch, "3.1.0", [{"rec_texts": ["OPEN", "late"], "rec_scores": [0.98, 0.5]}])
     assert PaddleReader("fr")(PICTURE) == [("OPEN", 0.98), ("late", 0.5)]
-    assert calls == [{"lang": "fr", "use_textline_orientation": False}, ((8, 12, 3), "uint8")]
+    off = {"use_doc_orientation_classify": False, "use_doc_unwarping": False, "use_textline_orientation": False}
+    assert calls == [{"lang": "fr", **off}, ((8, 12, 3), "uint8")]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,9 @@
     python benchmarks/claims/arena_po.py --quick                                  # does everything run?
 
 The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself, some of them degraded: with
-guidance, as it is, and with more or less noise on their weights. Who is preferred is noisy: P(a wins) = sigmoid((r_a -
-r_b) / noise), r = how much of what the prompt asks for the exact detector finds. No arm sees r, or which copy is good:
-ArenaPO fits an arena to the labels.
+guidance, as it is, and two that take some colours, kinds and numbers of a prompt for others. Who is preferred is noisy:
+P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for the exact detector finds; pictures of
+the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to the labels.
 
 arena_po_reward: every loss, and both readings of the gap's variance where a loss has a gap, at equal steps on the same
 pairs. arena_po_noise and arena_po_spread: what ArenaPO has above Diffusion-DPO and above a fixed margin, where labels
@@ -16,11 +16,11 @@ are nearly certain or much noisier, and where copies are closer or further apart
 of known strengths, who draw scenes with more faults the weaker they are; the arena has to tell them apart by labels,
 P(a wins) = sigmoid((s_a - s_b) / noise).
 
-Figures: ``reward`` is the true one, the mean of r without guidance over the 553 prompts of the benchmark, for which
-nobody trains; ``reward@guided`` with guidance 3; ``score`` GenEval's. ``capabilities`` is the correlation of what the
-arena says about the four copies with the mean of r over their pictures. ``accuracy`` is the share of pairs by painters
-whose better one the policy itself prefers, ``order`` Spearman's correlation of that preference with the difference of
-their strengths, ``drift`` how much further off than the base the policy is. ``above dpo`` and ``above fixed`` are
+Figures: ``reward`` is the true one, the mean of r without guidance over three pictures for each of the 553 prompts of
+the benchmark, for which nobody trains; ``score`` GenEval's. ``capabilities`` is the correlation of what the arena says
+about the four copies with the mean of r over their pictures. ``accuracy`` is the share of held-out pairs whose better
+picture the policy itself prefers, ``order`` Spearman's correlation of that preference with the difference of the
+copies' qualities, ``drift`` how much further off than the base the policy is. ``above dpo`` and ``above fixed`` are
 ArenaPO's reward minus the other's of the same seed.
 
 Temperature and learning rate were chosen for Diffusion-DPO, on prompts that are not in the benchmark; the others have
@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from copies import WORLDS, qualities
 from harness import Budget, Claim, Comparison, main
-from preference_training import ARMS, measured, model_of, tuned
+from preference_training import ARMS, judged, measured, model_of, tuned
 
 from lightning_gen.alignment.arena_po.arena import Arena, fit_arena
 from lightning_gen.alignment.arena_po.arena_calibration import predicted_wins
@@ -81,10 +81,6 @@ def _policies(folder: Path, budget: Budget) -> Path:
     return folder if budget == QUICK else folder.parents[1] / "arena_po_policies"
 
 
-def _judges(budget: Budget) -> int:
-    return 8 if budget == QUICK else 256
-
-
 def reward(arm: str, seed: int, budget: Budget, folder: Path) -> Mapping[str, float]:
     """Train an arm in the usual world and measure it.
 
@@ -100,9 +96,9 @@ def reward(arm: str, seed: int, budget: Budget, folder: Path) -> Mapping[str, fl
     if arm == "base":
         model = model_of(ARMS["diffusion_dpo"], seed)
         model.configure_model()
-        return measured(model, _requests(budget), seed, _judges(budget))
+        return measured(model, _requests(budget), seed)
     found = tuned(arm, "usual", seed, budget, _policies(folder, budget))
-    numbers = measured(found.model, _requests(budget), seed, _judges(budget))
+    numbers = {**measured(found.model, _requests(budget), seed), **judged(found.model, found.pairs)}
     source = getattr(found.model, "gap_source", None)
     if source is None:
         return numbers
@@ -125,11 +121,10 @@ def advantage(world: str, seed: int, budget: Budget, folder: Path) -> Mapping[st
         ``above dpo``, ``above fixed``, and the same of accuracies; every arm's ``reward@...`` and ``accuracy@...``.
     """
     arms = ("arena_po", *HELD_AGAINST.values())
-    found = {
-        arm: measured(tuned(arm, world, seed, budget, _policies(folder, budget)).model, _requests(budget), seed,
-                      _judges(budget))
-        for arm in arms
-    }  # fmt: skip
+    found = {}
+    for arm in arms:
+        policy = tuned(arm, world, seed, budget, _policies(folder, budget))
+        found[arm] = {**measured(policy.model, _requests(budget), seed), **judged(policy.model, policy.pairs)}
     numbers = {f"{name}@{arm}": found[arm][name] for arm in arms for name in ("reward", "accuracy")}
     for name, arm in HELD_AGAINST.items():
         numbers[f"above {name}"] = found["arena_po"]["reward"] - found[arm]["reward"]
@@ -290,7 +285,7 @@ CLAIMS: Final = (
             *(Comparison("reward", arm, "diffusion_dpo") for arm in _OTHERS if arm != "arena_po"),
             *(
                 Comparison(name, arm, "diffusion_dpo")
-                for name in ("reward@guided", "score@plain", "accuracy", "order")
+                for name in ("score@plain", "accuracy", "order")
                 for arm in _OTHERS
             ),
             *(Comparison(f"drift@{side}", arm, None) for side in ("first", "second") for arm in ARMS),

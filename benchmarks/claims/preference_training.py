@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from alignment_measures import looks, of_task, overall, second_opinions
-from alignment_training import BASE, GUIDANCE, LORA, STEPS, asked, verdicts
+from alignment_training import BASE, LORA, STEPS, asked, verdicts
 from claim import Budget
-from copies import WORLDS, pairs_of
+from copies import WORLDS, pairs_of, qualities
 from torch import Tensor
 from training import shared_folder, train
 
@@ -31,7 +32,6 @@ from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.data.preferences import PreferenceDataModule
 from lightning_gen.metrics.manifold.correlation import spearman_rho
 from lightning_gen.shapes.grammar import Request
-from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 from lightning_gen.shapes.rewards import RequestMatch
 from lightning_gen.training.optim import AdamW
 
@@ -56,9 +56,10 @@ WARMUP: Final = WarmupConstant(10)
 TIMES: Final = PairTimes("logit_normal", shift=2.0)
 SAVE_EVERY: Final = 80
 PASSES: Final = 2
-"""How often every pair is learned from, at another time and with other noise."""
-JUDGED: Final = 256
-"""Held-out pairs."""
+"""How often every pair would be learned from if there were no ties, at another time and with other noise. Since there
+are, what is left is seen up to once more."""
+LOOKS: Final = 3
+"""Pictures of a prompt of the benchmark."""
 DRAWS: Final = 4
 """Times and noises of a held-out pair."""
 
@@ -101,7 +102,7 @@ def data_of(pairs: Path, seed: int, budget: Budget) -> PreferenceDataModule:
     """Pairs of a world; arms that get one seed see the same ones in the same order.
 
     Args:
-        pairs: folder of the shards.
+        pairs: what ``pairs_of`` returned.
         seed: of the order.
         budget: pairs of a step.
 
@@ -109,8 +110,8 @@ def data_of(pairs: Path, seed: int, budget: Budget) -> PreferenceDataModule:
         The DataModule; pictures stay as they are.
     """
     return PreferenceDataModule(
-        train=str(pairs),
-        val=None,
+        train=str(pairs / "train"),
+        val=str(pairs / "held_out"),
         global_batch_size=budget.batch,
         resolution=32,
         random_crop=False,
@@ -176,7 +177,7 @@ class Tuned(NamedTuple):
 
     Attributes:
         model: with its adapter.
-        pairs: folder of the shards that it learned from.
+        pairs: what ``pairs_of`` returned: it learned from a part of them.
     """
 
     model: DiffusionDPO
@@ -196,9 +197,10 @@ def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tune
     Returns:
         The policy.
     """
-    model = model_of(ARMS[arm], seed, CacheSettings(str(folder / f"reference-{world}-seed{seed}"), draws=PASSES))
+    model = model_of(ARMS[arm], seed, CacheSettings(str(folder / f"reference-{world}-seed{seed}"), draws=PASSES + 1))
     model.configure_model()
-    pairs = pairs_of(model, WORLDS[world], seed, budget.steps * budget.batch // PASSES, folder / "pairs")
+    count = max(budget.steps * budget.batch // PASSES, 2 * budget.batch)
+    pairs = pairs_of(model, WORLDS[world], seed, count, folder / "pairs")
     own = policy_folder(arm, world, seed, budget, folder)
     train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY)
     return Tuned(model, pairs)
@@ -224,84 +226,79 @@ class Made:
     keys: Tensor
 
 
-def made(model: DiffusionDPO, requests: Sequence[Request], guidance: float) -> Made:
-    """Make a picture for every request; of one seed, every arm has the same noise.
+def made(model: DiffusionDPO, requests: Sequence[Request]) -> Made:
+    """Make a picture for every request, without guidance; of one seed, every arm has the same noise.
 
     Args:
         model: the policy.
         requests: B of them.
-        guidance: 1 = none.
 
     Returns:
         The pictures.
     """
     batch = asked(requests)
-    images = model.make(batch.prompt, batch.index, SampleSettings(STEPS, "euler", guidance))
+    images = model.make(batch.prompt, batch.index, SampleSettings(STEPS, "euler", 1.0))
     return Made(images.add(1).div(2), batch.prompt, [json.loads(text) for text in batch.metadata], batch.index)
 
 
-def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int, judge: int = JUDGED) -> dict[str, float]:
-    """All numbers of a policy.
+def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int) -> dict[str, float]:
+    """What a policy's pictures are worth, all made without guidance.
 
     Args:
         model: the policy.
         requests: of the benchmark.
         seed: of the noise of second opinions.
-        judge: held-out pairs.
 
     Returns:
-        ``reward``: how much of what is asked for is there, without guidance, and ``reward@guided``; ``score@plain`` and
-        ``score@guided``, GenEval's; the tasks as ``counting@plain``; the numbers of ``second_opinions``, ``looks`` and
-        :func:`judged`.
+        ``reward``: how much of what is asked for is there; ``score@plain``, GenEval's; the tasks as ``counting@plain``;
+        the numbers of ``second_opinions`` and ``looks``.
     """
-    plain, guided = made(model, requests, 1.0), made(model, requests, GUIDANCE)
-    match = RequestMatch("dense")
-    numbers = {
-        "reward": float(match(plain.images, plain.prompts, plain.metadata).nanmean()),
-        "reward@guided": float(match(guided.images, guided.prompts, guided.metadata).nanmean()),
-        "score@guided": overall(verdicts(guided.images, guided), requests),
-    }
+    several = [request for request in requests for _ in range(LOOKS)]
+    plain = made(model, several)
     right = verdicts(plain.images, plain)
-    numbers |= {"score@plain": overall(right, requests)}
-    numbers |= {f"{tag}@plain": share for tag, share in of_task(right, requests).items()}
-    numbers |= {f"score@{name}": overall(found, requests) for name, found in second_opinions(plain, seed).items()}
-    return numbers | looks(plain) | judged(model, judge)
+    numbers = {
+        "reward": float(RequestMatch("dense")(plain.images, plain.prompts, plain.metadata).nanmean()),
+        "score@plain": overall(right, several),
+    }
+    numbers |= {f"{tag}@plain": share for tag, share in of_task(right, several).items()}
+    numbers |= {f"score@{name}": overall(found, several) for name, found in second_opinions(plain, seed).items()}
+    return numbers | looks(plain)
 
 
 @torch.no_grad()
-def judged(model: DiffusionDPO, count: int) -> dict[str, float]:
-    """What the policy says about pairs that nobody learned from: drawn ones, by painters of known strength.
+def judged(model: DiffusionDPO, pairs: Path) -> dict[str, float]:
+    """What the policy says about pairs by the same copies that nobody learned from.
 
     Args:
         model: the policy.
-        count: P, the stronger painter's picture first; the same for every arm.
+        pairs: what ``pairs_of`` returned; ties are left out.
 
     Returns:
-        ``accuracy``: share of pairs with z > 0, z the mean over some times and noises; ``order``: Spearman's
-        correlation of z with the difference of the strengths; ``drift@first`` and ``drift@second``: mean of
-        d_theta - d_ref of both pictures, d_ref the base's, also where a loss has no reference. An untrained policy has
-        accuracy one half, and zeros.
+        ``accuracy``: share of pairs with z > 0 where the first picture shows more of what is asked for, z the mean over
+        some times and noises; ``order``: Spearman's correlation of z with the difference of the copies' qualities;
+        ``logit``: standard deviation of z; ``drift@first`` and ``drift@second``: mean of d_theta - d_ref of both
+        pictures, d_ref the base's, also where a loss has no reference, and ``drift@<copy>`` of its pictures. An
+        untrained policy has accuracy one half, and zeros.
     """
-    data = ShapesPreferenceDataModule(
-        train=None, val="even", val_samples=count, global_batch_size=64, noise=0.0, seed=0, benchmark_prompts=True
-    )
+    data, quality = data_of(pairs, 0, Budget(0, 64, 0)), qualities(pairs)
     data.setup("validate")
-    logits, apart, drift = [], [], []
+    drifts, names = [], list[tuple[str, str]]()
     for batch in data.evaluation_loader("val"):
-        seen = [_drifts(model, batch, draw)[:, batch.winner.valid] for draw in range(DRAWS)]
-        winner, loser = torch.stack(seen).mean(0)
-        logits.append(0.5 * BETA * (loser - winner))
-        drift.append(torch.stack([winner, loser]))
-        strengths = [[data.painters[name] for name in names] for names in batch.models]
-        apart.append(torch.tensor(strengths)[batch.winner.valid].diff(dim=1).neg().flatten())
-    z, gap, (first, second) = torch.cat(logits), torch.cat(apart), torch.cat(drift, 1)
-    sure = torch.where(z == 0, 0.5, (z > 0).double())
-    order = float(spearman_rho(torch.stack([z, gap], -1).double()[None])) if bool(z.std() > 0) else 0.0
+        decided = batch.winner.valid & (batch.preference == 1)
+        drifts.append(torch.stack([_drifts(model, batch, draw)[:, decided] for draw in range(DRAWS)]).mean(0))
+        names += [pair for pair, counts in zip(batch.models, decided.tolist(), strict=True) if counts]
+    first, second = drift = torch.cat(drifts, 1)
+    z = 0.5 * BETA * (second - first)
+    apart = torch.tensor([quality[one] - quality[other] for one, other in names])
+    known = bool(z.std() > 0) and bool(apart.std() > 0)
+    by = np.array(names).T  # (2, P), as the drifts
     return {
-        "accuracy": float(sure.mean()),
-        "order": order,
+        "accuracy": float(torch.where(z == 0, 0.5, (z > 0).double()).mean()),
+        "order": float(spearman_rho(torch.stack([z, apart], -1).double()[None])) if known else 0.0,
+        "logit": float(z.std()),
         "drift@first": float(first.mean()),
         "drift@second": float(second.mean()),
+        **{f"drift@{name}": float(drift[torch.from_numpy(by == name)].mean()) for name in quality},
     }
 
 

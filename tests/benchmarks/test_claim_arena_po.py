@@ -18,6 +18,7 @@ from lightning_gen.alignment.arena_po.arena_table import read_comparisons
 from lightning_gen.alignment.arena_po.objectives import GAP_MODES, LossMode
 from lightning_gen.alignment.arena_po.sources import drawn_comparisons
 from lightning_gen.shapes.benchmark import benchmark_requests
+from lightning_gen.shapes.grammar import parse_prompt
 from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "claims"
@@ -98,93 +99,130 @@ def base() -> Any:
     return model
 
 
-def test_pairs_are_by_copies_for_other_prompts_and_labels_follow_the_rewards(base: Any, tmp_path: Path) -> None:
+def test_pairs_are_by_copies_for_other_prompts_and_labels_follow_the_rewards(
+    base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copies = part("copies")
-    before = {name: value.clone() for name, value in base.policy.network.named_parameters()}
+    monkeypatch.setattr(copies, "HELD_OUT", 16)
     worlds = [dataclasses.replace(copies.WORLDS["usual"], noise=noise) for noise in (0.001, 1000.0)]
-    sure, noisy = (copies.pairs_of(base, world, 1, 24, tmp_path) for world in worlds)
-    assert all(torch.equal(value, before[name]) for name, value in base.policy.network.named_parameters())
+    sure, noisy = (copies.pairs_of(base, world, 1, 32, tmp_path) for world in worlds)
     assert len(list(tmp_path.glob("*.safetensors"))) == 1 and sure != noisy
     [painted] = [load_file(path) for path in tmp_path.glob("*.safetensors")]
-    table, other = read_comparisons(sure), read_comparisons(noisy)
     names = np.array(copies.WORLDS["usual"].copies)[painted["who"].numpy()]
     assert (names[:, 0] != names[:, 1]).all() and {*names.flat} == set(copies.WORLDS["usual"].copies)
-    assert np.array(table.names)[table.first].tolist() == names[:, 0].tolist()
     rewards = painted["rewards"].numpy()
-    apart = rewards[:, 0] != rewards[:, 1]
-    assert apart.sum() > 8 and (table.outcome == (rewards[:, 0] > rewards[:, 1]))[apart].all()
+    better = np.where(rewards[:, 0] == rewards[:, 1], 0.5, rewards[:, 0] > rewards[:, 1])
+    table, other = (read_comparisons(folder / "train") for folder in (sure, noisy))
+    assert np.array(table.names)[table.first].tolist() == names[:32, 0].tolist()
+    assert 0.5 in better[:32] and table.outcome.tolist() == better[:32].tolist()
     assert not np.array_equal(table.outcome, other.outcome)
+    # Labels of held-out pairs have no noise.
+    assert read_comparisons(noisy / "held_out").outcome.tolist() == better[32:].tolist()
     data = part("preference_training").data_of(sure, 0, part("arena_po").QUICK)
     data.setup("fit")
     seen = list(data.train_loader(0))[0]
     benchmark = {one.prompt() for one in benchmark_requests()}
     assert not benchmark & set(seen.winner.caption)
-    # Pictures come as they were painted, the preferred one first.
+    # Pictures come as they were painted, the preferred one first; ties do not come.
     row = int(seen.winner.index[0])
-    first = painted["images"][row, 0 if table.outcome[row] == 1 else 1]
+    assert better[row] != 0.5
+    first = painted["images"][row, 0 if better[row] == 1 else 1]
     assert torch.equal(seen.winner.images[0].add(1).mul(127.5).round().byte(), first)
     told = copies.qualities(sure)
     assert told["guided"] == pytest.approx(rewards[names == "guided"].mean())
     # Made once.
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    copies.pairs_of(base, worlds[0], 1, 24, tmp_path)
+    copies.pairs_of(base, worlds[0], 1, 32, tmp_path)
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def test_noise_on_the_weights_makes_a_copy_worse_and_goes_again(base: Any) -> None:
-    copies, requests = part("copies"), benchmark_requests()[:200:10]
-    prompts, index = [one.prompt() for one in requests], torch.arange(20)
+def test_who_misreads_more_misreads_all_that_others_do() -> None:
+    copies = part("copies")
+    asked = benchmark_requests()[::7]
+    read = {
+        chance: [
+            copies.misread(one, chance, np.random.default_rng(number)) for number, one in enumerate(asked)
+        ]
+        for chance in (0.0, 0.3, 0.9, 1.0)
+    }  # fmt: skip
+    assert read[0.0] == list(asked)
 
-    def reward() -> float:
-        pictures = base.make(prompts, index).add(1).div(2)
-        return float(copies.RequestMatch("dense")(pictures, prompts, [one.metadata() for one in requests]).mean())
+    def words(request: Any) -> list[Any]:
+        return [word for phrase in request.phrases for word in (phrase.kind, phrase.color, phrase.count)]
 
-    plain = reward()
-    with copies.worn(base, 0.3):
-        assert reward() < plain - 0.1
-    assert reward() == plain
+    wrong = {
+        chance: [one != other for request, heard in zip(asked, found, strict=True)
+                 for one, other in zip(words(request), words(heard), strict=True)]
+        for chance, found in read.items()
+    }  # fmt: skip
+    assert all(often for often, seldom in zip(wrong[0.9], wrong[0.3], strict=True) if seldom)
+    assert 0 < sum(wrong[0.3]) < sum(wrong[0.9]) < sum(wrong[1.0])
+    for request, heard in zip(asked, read[1.0], strict=True):
+        assert parse_prompt(heard.prompt()) == heard and heard.relation == request.relation
+        for phrase, other in zip(request.phrases, heard.phrases, strict=True):
+            assert phrase.kind != other.kind and (phrase.color is None) == (other.color is None)
+            assert (phrase.count == other.count) == (len(request.phrases) == 2)
 
 
 # ------------------------------------------------------------------ measures
 
 
-def test_accuracy_and_order_of_a_policy_that_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = part("preference_training")
-    strengths = ShapesPreferenceDataModule(train=None, val="even").painters
+@pytest.fixture(scope="module")
+def pairs(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copies, folder = part("copies"), tmp_path_factory.mktemp("pairs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "HELD_OUT", 40)
+        found: Path = copies.pairs_of(base, copies.WORLDS["usual"], 0, 4, folder)
+    return found
+
+
+def test_accuracy_and_order_of_a_policy_that_knows(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training, copies = part("preference_training"), part("copies")
+    quality = copies.qualities(pairs)
+
+    def right(model: Any, batch: Any, draw: int) -> torch.Tensor:
+        return torch.tensor([[-1.0], [1.0]]).expand(2, len(batch)) + (-1) ** draw  # noise that the mean takes out
 
     def knows(model: Any, batch: Any, draw: int) -> torch.Tensor:
-        first, second = (torch.tensor([strengths[pair[side]] for pair in batch.models]) for side in (0, 1))
-        return torch.stack([-first, -second]) + (-1) ** draw  # noise of a draw, which the mean takes out
+        return torch.tensor([[-quality[one] for one in side] for side in zip(*batch.models, strict=True)])
 
+    monkeypatch.setattr(training, "_drifts", right)
+    found = training.judged(None, pairs)
+    assert found["accuracy"] == 1 and found["drift@first"] == -1 and found["drift@second"] == 1
+    monkeypatch.setattr(training, "_drifts", lambda *arguments: -right(*arguments))
+    assert training.judged(None, pairs)["accuracy"] == 0
     monkeypatch.setattr(training, "_drifts", knows)
-    found = training.judged(None, 32)
-    assert found["accuracy"] == 1 and found["order"] == pytest.approx(1)
-    assert found["drift@first"] < found["drift@second"]
-    monkeypatch.setattr(training, "_drifts", lambda *arguments: -knows(*arguments))
-    found = training.judged(None, 32)
-    assert found["accuracy"] == 0 and found["order"] == pytest.approx(-1)
+    found = training.judged(None, pairs)
+    assert found["order"] == pytest.approx(1) and 0.5 < found["accuracy"] < 1 and found["logit"] > 0
+    assert found["drift@guided"] == pytest.approx(-quality["guided"])
 
 
-def test_an_untrained_policy_has_no_preference_and_a_changed_one_has() -> None:
+def test_an_untrained_policy_has_no_preference_and_a_changed_one_has(pairs: Path) -> None:
     training = part("preference_training")
     model = training.model_of(training.ARMS["sft"], 0)
     model.configure_model()
-    start = training.measured(model, benchmark_requests()[::100], 0, 8)
+    asked = benchmark_requests()[::100]
+
+    def numbers() -> dict[str, float]:
+        return {**training.measured(model, asked, 0), **training.judged(model, pairs)}
+
+    start = numbers()
     assert start["accuracy"] == 0.5 and start["order"] == start["drift@first"] == start["drift@second"] == 0
     assert 0 <= start["score@plain"] <= 1 and 0 <= start["reward"] <= 1
     with torch.no_grad():
         for name, value in model.policy.network.named_parameters():
             if value.requires_grad and "lora" in name.lower():
                 value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)), alpha=0.05)
-    changed = training.measured(model, benchmark_requests()[::100], 0, 8)
-    assert changed["drift@first"] != 0 and changed["reward"] < start["reward"]
+    changed = numbers()
+    assert changed["drift@first"] != 0 != changed["drift@plain"] and changed["reward"] != start["reward"]
 
 
 def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = part("arena_po")
     rewards = {"arena_po": 0.7, "diffusion_dpo": 0.6, "fixed_margin": 0.8}
     monkeypatch.setattr(commands, "tuned", lambda arm, *rest: part("preference_training").Tuned(arm, tmp_path))
-    monkeypatch.setattr(commands, "measured", lambda arm, *rest: {"reward": rewards[arm], "accuracy": rewards[arm] / 2})
+    monkeypatch.setattr(commands, "measured", lambda arm, *rest: {"reward": rewards[arm]})
+    monkeypatch.setattr(commands, "judged", lambda arm, pairs: {"accuracy": rewards[arm] / 2})
     found = commands.advantage("noisy", 0, commands.QUICK, tmp_path)
     assert found["above dpo"] == pytest.approx(0.1) and found["above fixed"] == pytest.approx(-0.1)
     assert found["accuracy above dpo"] == pytest.approx(0.05) and found["reward@fixed_margin"] == 0.8
@@ -212,7 +250,8 @@ def test_all_claims_look_at_the_same_policies(monkeypatch: pytest.MonkeyPatch, t
     trained: list[Path] = []
     monkeypatch.setattr(training, "train", lambda model, data, steps, folder, save_every: trained.append(folder))
     monkeypatch.setattr(training, "pairs_of", lambda base, world, seed, count, folder: folder)
-    monkeypatch.setattr(commands, "measured", lambda model, *rest: {"reward": 0.5, "accuracy": 0.5})
+    monkeypatch.setattr(commands, "measured", lambda model, *rest: {"reward": 0.5})
+    monkeypatch.setattr(commands, "judged", lambda model, pairs: {"accuracy": 0.5})
     commands.reward("diffusion_dpo", 1, commands.FULL, tmp_path / "arena_po_reward" / "diffusion_dpo-seed1")
     commands.advantage("usual", 1, commands.FULL, tmp_path / "arena_po_noise" / "usual-seed1")
     assert len(trained) == 4 and len(set(trained)) == 3 and trained[0] == trained[2]
@@ -222,8 +261,11 @@ def test_all_claims_look_at_the_same_policies(monkeypatch: pytest.MonkeyPatch, t
         commands.reward("diffusion_dpo", 1, commands.FULL, tmp_path / "arena_po_reward" / "diffusion_dpo-seed1")
 
 
-def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_runs_every_claim(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     commands = part("arena_po")
+    monkeypatch.setattr(part("copies"), "HELD_OUT", 12)
 
     def run(name: str, *arms: str) -> dict[str, Any]:
         chosen = [word for arm in arms for word in ("--arm", arm)]
@@ -235,8 +277,7 @@ def test_quick_runs_every_claim(tmp_path: Path, capsys: pytest.CaptureFixture[st
         }
 
     found = run("reward", "base", "arena_po")
-    assert found["base"]["drift@first"] == 0 != found["arena_po"]["drift@first"]
-    assert {"reward@guided", "score@sure", "harmony", "accuracy"} <= set(found["base"])
+    assert found["arena_po"]["drift@first"] != 0 and {"score@sure", "harmony", "reward"} <= set(found["base"])
     assert -1 <= found["arena_po"]["capabilities"] <= 1 and "capabilities" not in found["base"]
     assert set(run("noise", "noisy")["noisy"]) >= {"above dpo", "above fixed", "reward@arena_po"}
     found = run("capabilities", "ep_sequential", "win_rate")

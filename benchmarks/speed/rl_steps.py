@@ -26,6 +26,7 @@ from lightning_gen.alignment.rollout import Rollout, micro_batches
 from lightning_gen.data.batches import PromptBatch
 from lightning_gen.data.transforms import uint8_to_unit, unit_to_uint8
 from lightning_gen.interfaces import Conditioning
+from lightning_gen.rewards.rewards import RewardScores
 
 __all__ = ["Machine", "Turns", "compared", "outer_steps", "split"]
 
@@ -94,17 +95,18 @@ class Turns(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         """See what is scored and how many rows are learned from."""
-        module.clock, score, learn = self.machine.clock, module.score, module.learn
+        module.clock, compare, learn = self.machine.clock, module.advantages, module.learn
 
-        def watched_score(rollout: Rollout) -> Any:
+        def watched_advantages(scores: RewardScores, rollout: Rollout) -> Tensor:
             self._rollout = [rollout]
-            return score(rollout)
+            found: Tensor = compare(scores, rollout)
+            return found
 
         def watched_learn(rollout: Rollout, advantages: Tensor, share: Any) -> None:
             self._rows.append(len(share.rows))
             learn(rollout, advantages, share)
 
-        module.score, module.learn = watched_score, watched_learn
+        module.advantages, module.learn = watched_advantages, watched_learn
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: PromptBatch, batch_idx: int) -> None:
         """Start the clock."""

@@ -12,12 +12,12 @@ __all__ = ["main"]
 
 _DESCRIPTION = """\
 How good are the models behind a set of preference pairs, and how much better is each winner? Works on any table with
-(model_a, model_b, outcome); pictures are not touched.
+(model_a, model_b, outcome); pictures are not touched: of Pick-a-Pic the download pickapic_v2_no_images suffices.
 
-  lightning arena fit data/pickapic --split train --out arena.json
+  lightning arena fit raw/pickapic_v2 --split train --out arena.json
   lightning arena show arena.json --out pictures
-  lightning arena gaps data/pickapic --arena arena.json --out gaps.parquet      # for data.gaps of a preference module
-  lightning arena calibrate data/pickapic --split validation --arena arena.json
+  lightning arena gaps raw/pickapic_v2 --arena arena.json --out gaps.parquet   # for data.gaps of a preference module
+  lightning arena calibrate raw/pickapic_v2 --split validation --arena arena.json
 """
 
 

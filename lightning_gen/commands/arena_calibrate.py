@@ -17,10 +17,11 @@ __all__ = ["configure"]
 
 _EPILOG = """\
 examples:
-  lightning arena calibrate data/pickapic --split validation --arena arena.json --out pictures
+  lightning arena calibrate raw/pickapic_v2 --split validation --arena arena.json --out pictures
   lightning arena calibrate --arena arena.json        # on the games that it was fitted to, which flatters it
 
-Games are sorted by how sure the favourite is; "won" should be near "predicted" in every line.
+Games are sorted by how sure the favourite is; "won" should be near "predicted" in every line. Ties are left out, and of
+doubtful outcomes (--soft of `lightning arena fit`) "predicted" is the chance that they are noted so.
 """
 
 

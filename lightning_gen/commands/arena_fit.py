@@ -18,14 +18,15 @@ __all__ = ["configure"]
 
 _EPILOG = """\
 examples:
-  lightning arena fit data/pickapic --split train --out arena.json
+  lightning arena fit raw/pickapic_v2 --split train --out arena.json
   lightning arena fit HPDv3/train.json --soft votes --unknown-names real --out arena.json
   lightning arena fit duels.csv --fields model_a=left model_b=right outcome=better --out arena.json
   lightning arena fit data/shards/pickapic/train --solver batch_ep --out arena.json      # no order, full covariance
   lightning arena fit duels.csv --ties draw --draw-probability 0.1 --order-seed 0 --orders 8 --out arena.json
 
 An outcome is 1 (the first won), 0, 0.5 (a tie), or one of model_a, model_b, tie, or the winner's name. Fit to the
-training split only. One pass of TrueSkill depends on the order of the rows; batch_ep and laplace do not.
+training split only; pictures are not needed (pickapic_v2_no_images suffices). One pass of TrueSkill depends on the
+order of the rows; batch_ep and laplace do not.
 """
 
 
@@ -46,7 +47,8 @@ def configure(verbs: Verbs) -> None:
     parser.add_argument("--out", type=new_file, default=Path("arena.json"), metavar="FILE", help="(arena.json)")
     rows = parser.add_argument_group("rows")
     rows.add_argument("--alias", nargs="+", default=[], metavar="NAME=NAME", help="models with several names")
-    rows.add_argument("--soft", choices=("none", "confidence", "votes"), default="none", help="how sure outcomes are")
+    rows.add_argument("--soft", choices=("none", "confidence", "votes"), default="none",
+                      help="how sure outcomes are: as confidence says, or (k + 1/2) / (n + 1) of votes")  # fmt: skip
     rows.add_argument("--min-confidence", type=float, default=0.0, metavar="P", help="leave out rows below (0)")
     rows.add_argument("--unknown", choices=("own_player", "drop", "prior"), default="own_player",
                       help="models without a name: a player, left out, many with the prior (own_player)")  # fmt: skip

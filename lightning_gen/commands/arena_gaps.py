@@ -17,8 +17,8 @@ __all__ = ["configure"]
 
 _EPILOG = """\
 examples:
-  lightning arena gaps data/pickapic --arena arena.json --out gaps.parquet
-  lightning arena gaps data/pickapic --arena arena.json --variance capability --out literal.parquet
+  lightning arena gaps raw/pickapic_v2 --arena arena.json --out gaps.parquet
+  lightning arena gaps raw/pickapic_v2 --arena arena.json --variance capability --out literal.parquet
   lightning fit --config arena_po_sd15_pickapic --data.gaps gaps.parquet
 
 A row per pair with a winner: pair_id, winner, loser, delta, s, g, p and margin, which is g in the unit of the loss.

@@ -43,7 +43,7 @@ def draw_leaderboard(arena: Arena, level: float, path: Path) -> Path:
 
 
 def draw_wins(arena: Arena, path: Path) -> Path:
-    """Share of games won of every pair of models: counted, and beside it predicted. Ties are half where they counted.
+    """Share of games won of every pair of models: counted, ties as half where they counted, and beside it predicted.
 
     Args:
         arena: fitted.
@@ -55,13 +55,11 @@ def draw_wins(arena: Arena, path: Path) -> Path:
     from lightning_gen.alignment.arena_po.arena_calibration import predicted_wins
 
     order = np.argsort(-arena.mean, kind="stable")[:_MOST_MODELS]
-    met = arena.meetings
+    met = arena.counted
     points, games = np.zeros((2, len(arena), len(arena)))
-    ties = met.ties if arena.options.ties == "draw" else np.zeros_like(met.ties)
-    total = met.wins + met.losses + ties
-    points[met.first, met.second] = met.wins + ties / 2
-    points[met.second, met.first] = met.losses + ties / 2
-    games[met.first, met.second] = games[met.second, met.first] = total
+    points[met.first, met.second] = met.wins + met.ties / 2
+    points[met.second, met.first] = met.losses + met.ties / 2
+    games[met.first, met.second] = games[met.second, met.first] = met.wins + met.losses + met.ties
     with np.errstate(invalid="ignore"):
         counted = np.where(games > 0, points / np.maximum(games, 1), np.nan)
     every = np.repeat(np.arange(len(arena)), len(arena)), np.tile(np.arange(len(arena)), len(arena))

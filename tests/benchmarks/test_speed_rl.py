@@ -141,12 +141,13 @@ def test_seconds_of_the_parts_are_those_of_the_log(commands: Any, tmp_path: Path
         return now[0]
 
     turns = steps.outer_steps(described("nft"), prompts(tmp_path), 2, steps.Machine(clock=clock))
-    # Every look at the clock is a second: two looks per part, two around the step.
-    assert turns.ours == [{"sampling": 1.0, "scoring": 1.0, "training": 1.0, "step": 7.0}] * 2
+    # Every look at the clock is a second: two looks per part, two around the step. Three micro-batches are sampled and
+    # handed over, and their scores waited for.
+    assert turns.ours == [{"sampling": 3.0, "scoring": 4.0, "training": 1.0, "step": 17.0}] * 2
     assert turns.bare == [{"sampling": 1.0, "scoring": 1.0, "training": 1.0, "step": 3.0}] * 2
     whole, sampling, *_ = steps.split("a", "name", turns)
-    assert (whole.ratio, sampling.ratio, whole.rates) == (3 / 7, 1.0, (8 / 7, 8 / 3))
-    assert sampling.case == "name: sampling, 14.3%; bare passes"
+    assert (whole.ratio, sampling.ratio, whole.rates) == (3 / 17, 1 / 3, (8 / 17, 8 / 3))
+    assert sampling.case == "name: sampling, 17.6%; bare passes"
 
 
 def test_adapters_of_sd35_medium_are_counted(commands: Any) -> None:

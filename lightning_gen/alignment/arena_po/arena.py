@@ -31,7 +31,7 @@ from lightning_gen.data.index import replace_file
 from lightning_gen.data.quarantine import DataError
 from lightning_gen.training.randomness import numpy_generator
 
-__all__ = ["Arena", "ArenaOptions", "Meetings", "Standing", "fit_arena", "games_of"]
+__all__ = ["Arena", "ArenaOptions", "Meetings", "Standing", "count_meetings", "fit_arena", "games_of"]
 
 _KIND: Final = "lightning_gen.arena"
 _VERSION: Final = 1
@@ -50,6 +50,7 @@ class Meetings(NamedTuple):
         wins: games that the first won.
         losses: games that the second won.
         ties: of them.
+        certainty: mean probability that the outcomes of those with a winner are right, float64; 1 without softness.
     """
 
     first: _Ints
@@ -57,6 +58,7 @@ class Meetings(NamedTuple):
     wins: _Ints
     losses: _Ints
     ties: _Ints
+    certainty: _Floats
 
 
 class Standing(NamedTuple):
@@ -69,8 +71,8 @@ class Standing(NamedTuple):
         interval: of the capability, at the level that was asked for.
         ranks: best and worst rank that the differences to all others leave open at that level.
         conservative: mu - 3 sigma, the score of K-Sort Eval.
-        games: that it played.
-        win_rate: a tie counts half; NaN without games.
+        games: that it played and that counted, as everywhere: with a winner, and ties where the arena draws them.
+        win_rate: of those; a tie is half a win, NaN without games.
     """
 
     rank: int
@@ -122,12 +124,26 @@ class Arena:
         return self.covariance.diagonal()
 
     @functools.cached_property
-    def games(self) -> _Ints:
-        """Games of every model, dropped ties not among them, (M,)."""
+    def counted(self) -> Meetings:
+        """Results of the games that counted: those with a winner, and ties where the arena draws them."""
         met = self.meetings
-        played = met.wins + met.losses + (met.ties if self.options.ties == "draw" else 0)
-        both = np.bincount(met.first, played, len(self)) + np.bincount(met.second, played, len(self))
-        return both.astype(np.int64)
+        return met if self.options.ties == "draw" else met._replace(ties=np.zeros_like(met.ties))
+
+    @functools.cached_property
+    def record(self) -> _Ints:
+        """Wins, losses and ties of every model in the games that counted, (3, M)."""
+        met = self.counted
+        found = np.zeros((3, len(self)), np.int64)
+        for row, (mine, theirs) in enumerate(((met.wins, met.losses), (met.losses, met.wins), (met.ties, met.ties))):
+            np.add.at(found[row], met.first, mine)
+            np.add.at(found[row], met.second, theirs)
+        return found
+
+    @property
+    def games(self) -> _Ints:
+        """Games of every model that counted, (M,)."""
+        total: _Ints = self.record.sum(0)
+        return total
 
     def numbers(self, names: Sequence[str]) -> _Ints:
         """Numbers of models.
@@ -173,18 +189,14 @@ class Arena:
         every = np.arange(len(self))
         gap, variance = self.differences(every[:, None].repeat(len(self), 1), every[None].repeat(len(self), 0))
         surely_below = (gap > z * np.sqrt(variance)) & ~np.eye(len(self), dtype=np.bool_)
-        met = self.meetings
-        points = np.bincount(met.first, met.wins + met.ties / 2, len(self))
-        points += np.bincount(met.second, met.losses + met.ties / 2, len(self))
-        total = met.wins + met.losses + met.ties
-        all_games = np.bincount(met.first, total, len(self)) + np.bincount(met.second, total, len(self))
+        wins, _, ties = self.record
         lines = []
         for rank, model in enumerate(np.argsort(-self.mean, kind="stable").tolist(), 1):
             mu, sigma = float(self.mean[model]), math.sqrt(float(self.variance[model]))
             ranks = (1 + int(surely_below[:, model].sum()), len(self) - int(surely_below[model].sum()))
-            rate = float(points[model] / all_games[model]) if all_games[model] else math.nan
-            interval = (mu - z * sigma, mu + z * sigma)
             games = int(self.games[model])
+            rate = float(wins[model] + ties[model] / 2) / games if games else math.nan
+            interval = (mu - z * sigma, mu + z * sigma)
             lines.append(Standing(rank, self.names[model], mu, interval, ranks, mu - 3 * sigma, games, rate))
         return lines
 
@@ -216,6 +228,7 @@ class Arena:
                 "mean": float(self.mean[number]),
                 "deviation": math.sqrt(float(self.variance[number])),
                 "games": int(self.games[number]),
+                **dict(zip(("wins", "losses", "ties"), self.record[:, number].tolist(), strict=True)),
                 "raw_names": dict(self.raw_names[number]),
             }
             for number, name in enumerate(self.names)
@@ -263,7 +276,7 @@ class Arena:
                 if content["covariance"] is None
                 else np.array(content["covariance"], np.float64),
                 tuple(player["raw_names"] for player in players),
-                Meetings(**{name: np.array(part, np.int64) for name, part in content["meetings"].items()}),
+                _stored_meetings(content["meetings"], content["dataset"]),
                 ArenaOptions(**{**options, "unknown_names": tuple(options["unknown_names"])}),
                 content["dataset"],
             )
@@ -400,12 +413,39 @@ def _centred(found: Capabilities, fixed: Sequence[int]) -> Capabilities:
 
 
 def _meetings(table: Comparisons, options: ArenaOptions) -> Meetings:
-    games, rows = games_of(table, dataclasses.replace(options, ties="draw", draw_probability=0.1))
-    ties = games.certainty == DRAW
-    # The annotations' own words, whatever their certainty.
-    first, second = np.minimum(games.winner, games.loser), np.maximum(games.winner, games.loser)
-    won = np.where(table.first[rows] == first, table.outcome[rows], 1 - table.outcome[rows])
-    size = len(table.names)
-    pair, place = np.unique(first * size + second, return_inverse=True)
-    counts = [np.bincount(place, kind, len(pair)).astype(np.int64) for kind in (won == 1, won == 0, ties)]
-    return Meetings(pair // size, pair % size, *counts)
+    """Results of the games that an arena learns from, and of its ties."""
+    _, rows = games_of(table, dataclasses.replace(options, ties="draw", draw_probability=0.1))
+    outcome, certainty = table.outcome[rows], table.certainty[rows]
+    return count_meetings(table.first[rows], table.second[rows], outcome, certainty, len(table.names))
+
+
+def count_meetings(first: _Ints, second: _Ints, outcome: _Floats, certainty: _Floats, models: int) -> Meetings:
+    """Count results: the annotations' own words, whatever their certainty.
+
+    Args:
+        first: numbers of the first pictures' models, (N,).
+        second: likewise, of others.
+        outcome: 1 = the first won, 0 = the second, 0.5 = a tie, (N,).
+        certainty: probability that the outcome is right, (N,).
+        models: M.
+
+    Returns:
+        A row per pair of models that met.
+    """
+    low, high = np.minimum(first, second), np.maximum(first, second)
+    won = np.where(first == low, outcome, 1 - outcome)
+    pair, place = np.unique(low * models + high, return_inverse=True)
+    wins, losses, ties = (np.bincount(place[won == kind], minlength=len(pair)) for kind in (1.0, 0.0, 0.5))
+    sure = np.bincount(place, np.where(won == 0.5, 0.0, certainty), len(pair))
+    decided = wins + losses
+    mean = np.where(decided > 0, sure / np.maximum(decided, 1), 1.0)
+    return Meetings(pair // models, pair % models, wins, losses, ties, mean)
+
+
+def _stored_meetings(stored: Mapping[str, Any], dataset: Mapping[str, Any]) -> Meetings:
+    """From JSON; older files do not say how sure outcomes were."""
+    if "certainty" not in stored and dataset.get("reading", {}).get("soft", "none") != "none":
+        raise ValueError("it does not say how sure its soft outcomes were, as files of earlier versions")
+    counts: dict[str, Any] = {name: np.array(stored[name], np.int64) for name in Meetings._fields[:-1]}
+    certainty = stored.get("certainty", [1.0] * len(counts["first"]))
+    return Meetings(**counts, certainty=np.array(certainty, np.float64))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_gen.alignment.arena_po.arena import Arena, Meetings
+from lightning_gen.alignment.arena_po.arena import Arena, Meetings, count_meetings
 from lightning_gen.alignment.arena_po.arena_table import Comparisons
 from lightning_gen.alignment.arena_po.gap import pair_scale, win_probability
 from lightning_gen.data.quarantine import DataError
@@ -28,11 +28,11 @@ _Ints = npt.NDArray[np.int64]
 
 
 class CalibrationBin(NamedTuple):
-    """Games whose favourite was about equally sure to win.
+    """Games whose favourite was about equally sure to be noted as their winner.
 
     Attributes:
-        predicted: mean probability that the favourite wins, in [0.5, 1].
-        observed: share of them that it won, a tie as half.
+        predicted: mean probability that the favourite is, in [0.5, 1].
+        observed: share of them in which it was.
         interval: Wilson's of that share, 95 %.
         games: their number.
     """
@@ -49,10 +49,10 @@ class Calibration:
 
     Attributes:
         bins: without empty ones.
-        games: all of them.
+        games: all that somebody won.
         error: expected calibration error, mean |observed - predicted| over games.
-        accuracy: share of decided games that the favourite won; where neither is, a half.
-        log_loss: nats per decided game.
+        accuracy: share of them that the favourite won; where neither is, a half.
+        log_loss: nats per game.
         coin_log_loss: ln 2, what knowing nothing costs.
         brier: mean squared error of the probability.
         unknown: games with a model that the arena does not know, left out.
@@ -68,22 +68,27 @@ class Calibration:
     unknown: int
 
 
-def predicted_wins(arena: Arena, first: _Ints, second: _Ints) -> _Floats:
-    """Probability that the first model's picture is preferred.
+def predicted_wins(arena: Arena, first: _Ints, second: _Ints, certainty: _Floats | float = 1.0) -> _Floats:
+    """Probability that the first model's picture is noted as preferred, of a game that is no tie.
 
-    p = Phi((mu_1 - mu_2) / s),  s^2 = Var[theta_1 - theta_2] + 2 beta^2
+    p = Phi((d - eps) / s) / (Phi((d - eps) / s) + Phi((-d - eps) / s)),  d = mu_1 - mu_2,
+    s^2 = Var[theta_1 - theta_2] + 2 beta^2;  q p + (1 - q) (1 - p)
 
     Args:
-        arena: fitted.
+        arena: fitted; without a draw margin eps = 0, and p = Phi(d / s).
         first: numbers of models, (K,).
         second: likewise.
+        certainty: q, probability that an outcome is noted the right way round, (K,).
 
     Returns:
         float64, (K,).
     """
     delta, variance = (torch.from_numpy(part) for part in arena.differences(first, second))
     scale = pair_scale(variance, torch.zeros_like(variance), arena.options.performance, "performance")
-    return win_probability(delta, scale).numpy()
+    margin = arena.options.belief.margin
+    won, lost = (win_probability(side - margin, scale) for side in (delta, -delta))
+    p = (won / (won + lost)).numpy()
+    return np.asarray(certainty * p + (1 - certainty) * (1 - p))
 
 
 def meetings_of(arena: Arena, table: Comparisons) -> tuple[Meetings, int]:
@@ -100,17 +105,12 @@ def meetings_of(arena: Arena, table: Comparisons) -> tuple[Meetings, int]:
     first, second = number[table.first], number[table.second]
     two = table.first != table.second
     known = two & (first >= 0) & (second >= 0)
-    a, b, outcome = first[known], second[known], table.outcome[known]
-    swapped = a > b
-    low, high = np.where(swapped, b, a), np.where(swapped, a, b)
-    outcome = np.where(swapped, 1 - outcome, outcome)
-    pair, place = np.unique(low * len(arena) + high, return_inverse=True)
-    counts = [np.bincount(place[outcome == value], minlength=len(pair)).astype(np.int64) for value in (1.0, 0.0, 0.5)]
-    return Meetings(pair // len(arena), pair % len(arena), *counts), int((two & ~known).sum())
+    met = count_meetings(first[known], second[known], table.outcome[known], table.certainty[known], len(arena))
+    return met, int((two & ~known).sum())
 
 
 def calibration(arena: Arena, met: Meetings | None = None, unknown: int = 0, bins: int = _BINS) -> Calibration:
-    """Compare predictions with results.
+    """Compare predictions with results as they are noted, of the games that somebody won.
 
     Args:
         arena: fitted.
@@ -119,35 +119,34 @@ def calibration(arena: Arena, met: Meetings | None = None, unknown: int = 0, bin
         bins: B, of equal width on [0.5, 1].
 
     Returns:
-        The comparison; ties count half where the arena has a draw margin, and are left out otherwise.
+        The comparison.
 
     Raises:
         DataError: there are no games.
     """
     met = arena.meetings if met is None else met
-    p = predicted_wins(arena, met.first, met.second)
-    ties = met.ties if arena.options.ties == "draw" else np.zeros_like(met.ties)
-    games = met.wins + met.losses + ties
-    total, decided = int(games.sum()), int((met.wins + met.losses).sum())
-    if not decided:
-        raise DataError(f"there is no decided game to compare predictions with ({total:,} ties, {unknown:,} unknown)")
-    points = met.wins + ties / 2
+    p = predicted_wins(arena, met.first, met.second, met.certainty)
+    games = met.wins + met.losses
+    total = int(games.sum())
+    if not total:
+        ties = int(met.ties.sum())
+        raise DataError(f"there is no decided game to compare predictions with ({ties:,} ties, {unknown:,} unknown)")
     favourite = np.maximum(p, 1 - p)
-    won = np.where(p >= 0.5, points, games - points)
+    won = np.where(p >= 0.5, met.wins, met.losses)
     place = np.minimum(((favourite - 0.5) * 2 * bins).astype(np.int64), bins - 1)
     found = []
     for number in range(bins):
         here = place == number
         count = int(games[here].sum())
         if count:
-            wins = float(won[here].sum())
+            wins = int(won[here].sum())
             mean = float((favourite[here] * games[here]).sum()) / count
-            found.append(CalibrationBin(mean, wins / count, wilson_interval(round(wins), count), count))
+            found.append(CalibrationBin(mean, wins / count, wilson_interval(wins, count), count))
     # A probability of exactly 1 would make a single upset infinitely bad.
     safe = p.clip(1e-12, 1 - 1e-12)
-    log_loss = -float((met.wins * np.log(safe) + met.losses * np.log1p(-safe)).sum()) / decided
-    brier = float((met.wins * (1 - p) ** 2 + met.losses * p**2 + ties * (p - 0.5) ** 2).sum()) / total
-    right = np.where(p > 0.5, met.wins, np.where(p < 0.5, met.losses, (met.wins + met.losses) / 2))
+    log_loss = -float((met.wins * np.log(safe) + met.losses * np.log1p(-safe)).sum()) / total
+    brier = float((met.wins * (1 - p) ** 2 + met.losses * p**2).sum()) / total
+    right = np.where(p > 0.5, met.wins, np.where(p < 0.5, met.losses, games / 2))
     error = sum(one.games * abs(one.observed - one.predicted) for one in found) / total
-    accuracy = float(right.sum()) / decided
+    accuracy = float(right.sum()) / total
     return Calibration(tuple(found), total, error, accuracy, log_loss, math.log(2), brier, unknown)

@@ -71,7 +71,9 @@ class TableOptions:
         split: of a folder with several.
         aliases: canonical name -> the name that counts, for models with several names.
         soft: ``none`` = outcomes are certain; ``confidence`` = the column of that name is the probability that the
-            outcome is right; ``votes`` = the winner's share of the votes is.
+            outcome is right; ``votes`` = the winner's share of the votes is, (k + 1/2) / (n + 1) for k of n: one of
+            one says 0.75, and 20 of 30 say more than 2 of 3. The half is a choice (Jeffreys' prior); a pair stays one
+            game, however many voted.
         min_confidence: rows with a lower ``confidence`` are left out; HPSv3 trains with 0.95.
 
     Raises:
@@ -393,10 +395,10 @@ def _float(value: Any) -> float:
 
 
 def _first_share(value: Any) -> float:
-    """The first picture's share of two numbers of votes; NaN where they are none."""
+    """The first picture's share of two numbers of votes, (k + 1/2) / (n + 1); NaN where they are none."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return math.nan
     votes = [_float(one) for one in value]
     if not all(vote >= 0 for vote in votes) or not sum(votes):
         return math.nan
-    return votes[0] / sum(votes)
+    return (votes[0] + 0.5) / (sum(votes) + 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_gen.alignment.arena_po.cache import CacheSettings, PairCache
@@ -28,14 +29,15 @@ from lightning_gen.alignment.arena_po.reference import (
     starting_point,
 )
 from lightning_gen.alignment.arena_po.settings import Adafactor, PairTimes, SampleSettings, WarmupConstant
-from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs, prepare_policy
+from lightning_gen.alignment.policies import PipelinePolicy, open_policy, policy_needs, prepare_policy, save_adapter
 from lightning_gen.alignment.rollout import initial_noise, policy_velocity
 from lightning_gen.backbones.lora import AdapterBank, LoRASettings
-from lightning_gen.backbones.lora_files import read_adapter, write_adapter
+from lightning_gen.backbones.lora_files import read_adapter
 from lightning_gen.backbones.pipelines.family import Predicted
-from lightning_gen.data.batches import PreferenceBatch
+from lightning_gen.data.batches import PreferenceBatch, PromptBatch
 from lightning_gen.flow.guidance import Guidance
 from lightning_gen.flow.solvers import SOLVERS
+from lightning_gen.generators.writing import Generated, GeneratedWriter
 from lightning_gen.interfaces import Pictures, TextToImage
 from lightning_gen.nn.ranks import every_rank, gather_over_ranks
 from lightning_gen.training.initialisation import plain_name
@@ -50,6 +52,7 @@ __all__ = ["ErrorOf", "PairTraining"]
 
 _DEFAULT: Final = "default"
 _DISPLACED: Final = "displaced_steps"
+_START: Final = "starting_point"
 
 ErrorOf = Literal["own", "velocity", "epsilon", "v_prediction", "clean"]
 """In which numbers errors are counted; ``own`` = those that the network predicts."""
@@ -67,7 +70,7 @@ class PairTraining(pl.LightningModule):
         drop_rate: share of the prompts that are replaced by the empty one.
         posterior: ``sample`` = latents are drawn anew in every pass where the auto-encoder has a posterior.
         cache: of the reference's errors; None = they are computed in every step.
-        samples: how pictures are made for the sample grid.
+        samples: how pictures are made, for the sample grid and by ``predict``.
         optimizer: of what is trained.
         warmup: of its learning rate.
         displacement: when both pictures of the pairs have become unlikely.
@@ -159,6 +162,8 @@ class PairTraining(pl.LightningModule):
                     part.requires_grad_(False)
         else:
             self.bank = self._adapters(policy.network, self._lora)
+            if self._init_adapter is not None:
+                self._start = starting_point(policy.network)
         if self.loss.needs_reference:
             self.reference = CopiedReference(policy) if self.bank is None else AdapterReference(policy, self.bank)
         self._source.clear()
@@ -178,7 +183,7 @@ class PairTraining(pl.LightningModule):
         return bank
 
     def on_fit_start(self) -> None:
-        """Open the cache; where it knows everything, a copied reference is not needed any more.
+        """Open the cache; where it knows everything, a copied reference is kept for validation alone.
 
         Raises:
             ValueError: weights that are trained are in half precision, or the cache is of another run.
@@ -193,7 +198,10 @@ class PairTraining(pl.LightningModule):
         if self._caching is None:
             return
         self.cache = self._opened(self._caching)
-        if isinstance(self.reference, CopiedReference) and every_rank(self.cache.complete, self.device):
+        # Of validation pairs the cache knows nothing.
+        data = getattr(self.trainer, "datamodule", None)
+        asked = self.trainer.enable_validation and getattr(data, "val", True) is not None
+        if isinstance(self.reference, CopiedReference) and every_rank(self.cache.complete, self.device) and not asked:
             self.reference = None
 
     def _require_precision(self) -> None:
@@ -223,7 +231,6 @@ class PairTraining(pl.LightningModule):
         key = {
             "data": planner.fingerprint,
             "model": self._start,
-            "adapter": self._init_adapter,
             "seed": self.seed,
             "error": self.kind,
             "times": repr(self.times),
@@ -393,22 +400,50 @@ class PairTraining(pl.LightningModule):
         made = self.make(batch.winner.caption, batch.winner.index)
         return [Pictures("preferred", list(pictures_of(batch.winner))), Pictures("generated", list(made))]
 
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Generated:
+        """Make a picture for every prompt; ``GeneratedWriter`` puts them on disk.
+
+        With a checkpoint they are those of the trained network, without one those of the reference. The noise of a
+        prompt belongs to its number, so that both begin alike.
+
+        Args:
+            batch: prompts.
+            batch_idx: not used.
+
+        Returns:
+            One picture per prompt.
+
+        Raises:
+            ValueError: pairs in place of prompts.
+        """
+        if not isinstance(batch, PromptBatch):
+            raise ValueError(
+                "pictures are made for prompts: --data PromptDataModule --data.predict prompts.jsonl, or a .txt with a "
+                "prompt per line"
+            )
+        made = self.make(batch.prompt, batch.index)
+        return Generated(batch.prompt, batch.metadata, batch.index.tolist(), batch.valid, made, 1)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """``predict`` writes what it makes."""
+        return [GeneratedWriter()]
+
     # ------------------------------------------------------------------ weights
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained, and for how many steps both pictures were unlikely; the rest is where it came from."""
-        checkpoint[_DISPLACED] = self._displaced
+        """Keep what is trained, where that began, and for how many steps both pictures were unlikely."""
+        checkpoint[_START], checkpoint[_DISPLACED] = self._start, self._displaced
         kept, trained = checkpoint["state_dict"], self._trained()
         checkpoint["state_dict"] = {name: value for name, value in kept.items() if plain_name(name) in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another shape before anything is copied.
+        """Refuse weights of another shape, and a reference that is not the one of the run, before anything is copied.
 
         Args:
             checkpoint: what is about to be loaded.
 
         Raises:
-            ValueError: its weights are others.
+            ValueError: its weights are others, or began elsewhere and training or validation is to go on.
         """
         self.configure_model()
         self._displaced = int(checkpoint.get(_DISPLACED, 0))
@@ -419,6 +454,12 @@ class PairTraining(pl.LightningModule):
             raise ValueError(
                 f"the checkpoint's weights are not those of this run ({len(wrong)} tensors differ, first {wrong[0]}): "
                 "set model.policy and model.lora as they were"
+            )
+        begun, verb = checkpoint.get(_START, self._start), self._trainer and self._trainer.state.fn
+        if begun != self._start and verb in (TrainerFn.FITTING, TrainerFn.VALIDATING):
+            raise ValueError(
+                f"the run of the checkpoint began from other weights ({begun}) than this one ({self._start}), which "
+                "would be its reference now: set model.policy, with its dtype, and model.init_adapter as they were"
             )
 
     def _trained(self) -> dict[str, torch.Size]:
@@ -431,7 +472,7 @@ class PairTraining(pl.LightningModule):
             folder: made if it does not exist.
         """
         if self.bank is not None:
-            write_adapter(self.bank.weights(_DEFAULT), folder)
+            save_adapter(self.policy, self.bank.weights(_DEFAULT), folder)
             return
         owner: Any = self.policy if hasattr(self.policy, "save_pretrained") else self.policy.network
         owner.save_pretrained(str(folder))

@@ -60,7 +60,7 @@ class DiffusionDPO(PairTraining):
         drop_rate: share of the prompts that are replaced by the empty one.
         posterior: ``sample`` = latents are drawn anew in every pass where the auto-encoder has a posterior.
         cache: of the reference's errors; None = they are computed in every step.
-        samples: how pictures are made for the sample grid.
+        samples: how pictures are made, for the sample grid and by ``predict``.
         optimizer: of what is trained.
         warmup: of its learning rate.
         displacement: when both pictures of the pairs have become unlikely.
@@ -224,8 +224,6 @@ class DiffusionDPO(PairTraining):
         """
         noisy = self.noised(batch)
         errors = self.errors(self.policy.velocity(noisy.x_t, noisy.t, noisy.text), noisy, batch)
-        if self.loss.needs_reference and bool(errors.reference_winner.isnan().any()):
-            return  # all that the cache knows is training pairs, and no reference is kept beside it
         rows = pair_rows(self.losses(errors, batch), errors, dpo_logits(errors, self.loss.beta), batch.gap)
         self.judge(rows, batch.winner.valid)
 
@@ -247,7 +245,7 @@ class ArenaPO(DiffusionDPO):
         drop_rate: share of the prompts that are replaced by the empty one.
         posterior: ``sample`` = latents are drawn anew in every pass where the auto-encoder has a posterior.
         cache: of the reference's errors; None = they are computed in every step.
-        samples: how pictures are made for the sample grid.
+        samples: how pictures are made, for the sample grid and by ``predict``.
         optimizer: of what is trained.
         warmup: of its learning rate.
         displacement: when both pictures of the pairs have become unlikely.

@@ -18,7 +18,8 @@ from lightning_gen.interfaces import Conditioning
 
 __all__ = ["NoisyPairs", "PairGapSource", "PairGaps", "ReadyPairs", "pictures_of", "require_gaps", "twice"]
 
-_FACTORS = ("scale", "weight")
+# With a negative gap these would prefer the loser; a margin or a target may be negative.
+_POSITIVE = ("scale", "weight", "soft", "smpo")
 
 
 class PairGaps(NamedTuple):
@@ -80,7 +81,7 @@ def require_gaps(gaps: PairGaps, loss: PairLoss, models: Sequence[tuple[str, str
         models: names of the winners' and losers' models, B of them.
 
     Raises:
-        ValueError: gaps that are NaN or infinite, or negative where they are factors; with their number.
+        ValueError: gaps that are NaN or infinite, or negative where that turns the preference round; with their number.
     """
     mode = loss.mode
     needed: Sequence[Tensor] = gaps[:1]
@@ -100,9 +101,9 @@ def require_gaps(gaps: PairGaps, loss: PairLoss, models: Sequence[tuple[str, str
             "set data.gaps to it, also where model.gaps is a TableGaps of the same file: pairs without a row are then "
             f"left out{more}"
         )
-    if mode in _FACTORS and (negative := int((gaps.gap < 0).sum())):
+    if mode in _POSITIVE and (negative := int((gaps.gap < 0).sum())):
         raise ValueError(
-            f"{negative} of {len(models)} gaps of a batch are negative, and in the loss {mode} a gap is a factor: "
+            f"{negative} of {len(models)} gaps of a batch are negative, with which the loss {mode} prefers the loser: "
             "normalise gaps to mean or logit, or use margin"
         )
 

@@ -15,6 +15,7 @@ from lightning_gen.alignment.arena_po.arena import Arena, ArenaOptions, fit_aren
 from lightning_gen.alignment.arena_po.arena_calibration import calibration, meetings_of, predicted_wins
 from lightning_gen.alignment.arena_po.arena_table import UNKNOWN, Comparisons, TableOptions, read_comparisons
 from lightning_gen.data.quarantine import DataError
+from lightning_gen.metrics.ratings import draw_margin
 
 from .tables import TRUTH, pickapic, write
 
@@ -98,6 +99,10 @@ def test_ties_drop_or_draw(tmp_path: Path) -> None:
     assert dropped.games.tolist() == [8, 8] and drawn.games.tolist() == [40, 40]
     assert np.ptp(drawn.mean) < np.ptp(dropped.mean)
     assert dropped.meetings.ties.tolist() == [32], "known, though they did not count"
+    for arena, rates in ((dropped, {"x": 1.0, "y": 0.0}), (drawn, {"x": 0.6, "y": 0.4})):
+        lines = arena.leaderboard()
+        assert {line.name: line.win_rate for line in lines} == rates, "of the games that it shows"
+        assert [line.games for line in lines] == arena.games.tolist() == arena.record.sum(0).tolist()
     with pytest.raises(ValueError, match="ties: draw needs one above 0"):
         ArenaOptions(ties="draw")
 
@@ -145,11 +150,32 @@ def test_files_are_plain_json_and_come_back(tmp_path: Path, table: Comparisons, 
     assert content["dataset"]["fingerprint"] == table.fingerprint
     player = next(one for one in content["players"] if one["name"] == "good")
     assert set(player["raw_names"]) == {"other/GOOD "}
+    number = arena.names.index("good")
+    met = arena.meetings
+    won = int(met.wins[met.first == number].sum() + met.losses[met.second == number].sum())
+    lost = int(met.losses[met.first == number].sum() + met.wins[met.second == number].sum())
+    assert (player["wins"], player["losses"], player["ties"]) == (won, lost, 0) and player["games"] == won + lost
     again = Arena.load(tmp_path / "new" / "arena.json")
     assert again.names == arena.names and again.options == arena.options
     assert again.mean.tolist() == arena.mean.tolist()
     assert again.covariance == pytest.approx(arena.covariance, abs=1e-12)
     assert [part.tolist() for part in again.meetings] == [part.tolist() for part in arena.meetings]
+
+
+def test_files_of_earlier_versions(tmp_path: Path, table: Comparisons) -> None:
+    path = tmp_path / "arena.json"
+    fit_arena(table, reading={"soft": "none"}).save(path)
+    content = json.loads(path.read_text())
+    for player in content["players"]:
+        del player["wins"], player["losses"], player["ties"]
+    del content["meetings"]["certainty"]
+    path.write_text(json.dumps(content))
+    arena = Arena.load(path)
+    assert arena.record.sum() == 2 * arena.dataset["games"] and arena.meetings.certainty.tolist() == [1.0] * 6
+    content["dataset"]["reading"]["soft"] = "votes"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="does not say how sure its soft outcomes were.*make one with `lightning arena"):
+        Arena.load(path)
 
 
 def test_files_that_are_no_arena(tmp_path: Path, table: Comparisons) -> None:
@@ -204,6 +230,32 @@ def test_predictions_hold_on_other_games(tmp_path: Path, table: Comparisons) -> 
     assert found.games == sum(one.games for one in found.bins) and found.unknown == 0
     spread = dataclasses.replace(arena, mean=25 + 3 * (arena.mean - 25))
     assert calibration(spread, *meetings_of(arena, other)).error > 0.05, "an arena that is too sure is found out"
+
+
+def test_predictions_are_of_labels_as_noted(tmp_path: Path) -> None:
+    columns = pickapic(20_000, ties=0)
+    flipped = np.random.default_rng(3).random(20_000) < 0.25
+    for name in ("label_0", "label_1"):
+        columns[name] = np.where(flipped, 1 - np.array(columns[name]), columns[name]).tolist()
+    del columns["best_image_uid"]
+    table = table_of(tmp_path, columns | {"confidence": [0.75] * 20_000}, soft="confidence")
+    arena = fit_arena(table, reading={"soft": "confidence"})
+    assert arena.meetings.certainty == pytest.approx(0.75)
+    arena.save(tmp_path / "arena.json")
+    for found in (calibration(Arena.load(tmp_path / "arena.json")), calibration(arena, *meetings_of(arena, table))):
+        assert found.error < 0.02 and max(one.predicted for one in found.bins) < 0.75, "who may be noted wrong"
+
+
+def test_predictions_are_of_games_that_somebody_won(tmp_path: Path) -> None:
+    models = np.random.default_rng(4).integers(4, size=(2, 20_000))
+    quality = np.array(TRUTH)[models] + 25 / 6 * np.random.default_rng(5).standard_normal((2, 20_000))
+    apart = quality[0] - quality[1]
+    outcome = np.where(np.abs(apart) < draw_margin(0.4, 25 / 6), 0.5, (apart > 0).astype(float))
+    columns = {"model_a": models[0].astype(str), "model_b": models[1].astype(str), "outcome": outcome}
+    arena = fit_arena(table_of(tmp_path, columns), ArenaOptions("batch_ep", ties="draw", draw_probability=0.4))
+    found = calibration(arena)
+    assert found.games == int((arena.meetings.wins + arena.meetings.losses).sum()) < arena.dataset["games"]
+    assert found.error < 0.02
 
 
 def test_predictions_are_of_both_sides(table: Comparisons) -> None:

@@ -163,18 +163,16 @@ def test_recovery_of_known_capabilities(solver: str) -> None:
     assert np.abs(error).max() < 0.5
     assert np.argsort(found.mean).tolist() == list(range(6))
     variance = found.covariance.diagonal()
-    errors = []
+    # Shares of 1300 games of a pair err by 0.014 themselves; of ten times as many, other ones, by 0.004.
+    other = played(200_000, seed=1)
     for first in range(6):
         for second in range(first):
-            won = ((rows.winner == first) & (rows.loser == second)).sum()
-            total = won + ((rows.winner == second) & (rows.loser == first)).sum()
+            won = ((other.winner == first) & (other.loser == second)).sum()
+            total = won + ((other.winner == second) & (other.loser == first)).sum()
             cov = found.covariance[first, second]
             scale = math.sqrt(2 * BETA**2 + variance[first] + variance[second] - 2 * cov)
             predicted = 0.5 * math.erfc(-(found.mean[first] - found.mean[second]) / scale / math.sqrt(2))
-            errors.append(abs(won / total - predicted))
-            # Four standard errors of a share of 1300 games; the mean over all pairs of models is held to 0.02.
-            assert errors[-1] < 4 * 0.5 / math.sqrt(total)
-    assert np.mean(errors) < 0.02
+            assert abs(won / total - predicted) < 0.02
 
 
 def test_one_pass_is_about_as_sure_as_said() -> None:

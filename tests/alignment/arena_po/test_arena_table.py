@@ -50,7 +50,7 @@ def test_hpdv3_keeps_path1_first(tmp_path: Path) -> None:
     assert [table.names[number] for number in table.first] == ["sd2", "flux"]
     assert table.counts["votes_against"] == 1
     soft = read_comparisons(tmp_path / "train.json", TableOptions(soft="votes"))
-    assert soft.certainty.tolist() == pytest.approx([7 / 9, 3 / 9])
+    assert soft.certainty.tolist() == pytest.approx([7.5 / 10, 3.5 / 10])
     told = read_comparisons(tmp_path / "train.json", TableOptions(soft="confidence"))
     assert told.certainty.tolist() == [0.9, 0.6]
     sure = read_comparisons(tmp_path / "train.json", TableOptions(min_confidence=0.8))
@@ -165,5 +165,14 @@ def test_a_split_must_be_chosen(tmp_path: Path) -> None:
 
 def test_votes_are_the_winners_whoever_stands_first(tmp_path: Path) -> None:
     columns = {**PAIR, "votes": [[7, 3], [2, 8], [5, 5]]}
-    assert read(tmp_path, columns, soft="votes").certainty.tolist() == pytest.approx([0.7, 0.8, 1.0])
+    assert read(tmp_path, columns, soft="votes").certainty.tolist() == pytest.approx([7.5 / 11, 8.5 / 11, 1.0])
     assert read(tmp_path, {**columns, "votes": [None, [0, 0], [1]]}, soft="votes").certainty.tolist() == [1, 1, 1]
+
+
+def test_many_votes_say_more_than_few(tmp_path: Path) -> None:
+    columns = {**PAIR, "label_0": [1.0] * 3, "votes": [[1, 0], [2, 1], [20, 10]]}
+    one, three, thirty = read(tmp_path, columns, soft="votes").certainty.tolist()
+    assert one == 0.75, "a single vote is not certain"
+    assert three == 0.625 and thirty == pytest.approx(20.5 / 31), "the same share of more votes says more"
+    even = read(tmp_path, {**columns, "votes": [[3, 3]] * 3}, soft="votes")
+    assert even.certainty.tolist() == [0.5] * 3 and not even.counts["votes_against"]

@@ -1,14 +1,16 @@
-"""From a table in Pick-a-Pic's columns to a trained and exported adapter, by the verbs that a user types."""
+"""From a table in Pick-a-Pic's columns to an adapter and its win rate, by the verbs that a user types."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from lightning_gen.cli import main
+from tests.harness.tiny_clip import write_tiny_clip
 from tests.harness.tiny_pipelines import write_tiny_pipeline
 
 CONFIG = """\
@@ -23,6 +25,9 @@ model:
   init_args:
     policy: {pipeline: pipeline, dtype: float32}
     lora: {rank: 2, alpha: 4.0}
+    samples: {steps: 2}
+    optimizer: {class_path: lightning_gen.training.optim.AdamW, init_args: {learning_rate: 1.0e-2}}
+    warmup: {steps: 0}
 data:
   class_path: lightning_gen.data.preferences.PickAPicDataModule
   init_args: {train: shards, resolution: 16, global_batch_size: 2, num_workers: 0, gaps: gaps.parquet}
@@ -47,3 +52,16 @@ def test_from_annotations_to_an_adapter(family: str, tmp_path: Path, monkeypatch
     assert all(float(row["train/gap"]) > 0 for row in rows) and float(rows[0]["train/logit_deviation"]) == 0
     main(["export", "runs/small", "adapter"])
     assert any(Path("adapter").glob("*.safetensors"))
+    prompts = ["a cat", "a red house", "two dogs"]
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    given = ["--data", "PromptDataModule", "--data.predict", "prompts.jsonl"]
+    given += ["--data.train", "null", "--data.val", "null"]
+    main(["predict", "--config", "small.yaml", "--ckpt_path", "last", *given])
+    main(["predict", "--config", "small.yaml", "--name", "reference", *given])
+    tuned, start = (Path("runs", name, "predictions") for name in ("small", "reference"))
+    pictures = [f"0000{number}/samples/0000.png" for number in range(3)]
+    assert all((tuned / one).read_bytes() != (start / one).read_bytes() for one in pictures)
+    write_tiny_clip(Path("clip"))
+    main(["evaluate", "preference", "--samples", str(tuned), "--against", str(start), "--prompts", "prompts.jsonl",
+          "--scorer", "pickscore", "clip", "--out", "duels"])  # fmt: skip
+    assert "runs/reference/predictions" in Path("duels/metrics.json").read_text()

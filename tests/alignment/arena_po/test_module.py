@@ -8,9 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,6 +24,8 @@ from lightning_gen.alignment.arena_po.objectives import PairErrors, PairLoss, dp
 from lightning_gen.alignment.arena_po.settings import Adafactor, PairTimes, SampleSettings, WarmupConstant
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import PreferenceBatch
+from lightning_gen.data.prompts import PromptDataModule
+from lightning_gen.data.transforms import signed_to_uint8
 from lightning_gen.training.optim import AdamW
 from lightning_gen.training.strategies import FSDP2Strategy
 from tests.alignment.arena_po.worlds import LORA, ToyPairs, fit, module, moved, pairs, trained_weights
@@ -169,6 +174,9 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(lora: bool, tmp_path: Pat
     other = module(lora=not lora, configure=False)
     with pytest.raises(ValueError, match="weights are not those of this run"):
         fit(other, ToyPairs(), tmp_path / "other", ckpt_path=tmp_path / "kept/two.ckpt")
+    other = module(lora=lora, policy=ToyPolicy(seed=1))
+    with pytest.raises(ValueError, match=r"began from other weights \([0-9a-f]{16}\) than .* set model.policy"):
+        fit(other, ToyPairs(), tmp_path / "other", ckpt_path=tmp_path / "kept/two.ckpt")
 
 
 def job(mode: Any, strategy: str, folder: Path, devices: int) -> dict[str, Tensor]:
@@ -284,6 +292,36 @@ def test_validation_judges_other_pairs_and_pictures_can_be_looked_at(tmp_path: P
     assert len(preferred.images) == len(generated.images) == 8 and generated.images[0].shape == (3, 2, 2)
 
 
+@WAYS
+def test_pictures_for_prompts_of_the_trained_network_and_of_the_reference(lora: bool, tmp_path: Path) -> None:
+    def made(name: str, **rest: Any) -> tuple[Any, list[Tensor]]:
+        adapter = LoRASettings(2, 4.0) if lora else None
+        model = module(policy=tiny_world(), lora=adapter, samples=SampleSettings(3), configure=False)
+        trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+                             enable_checkpointing=False, default_root_dir=tmp_path / name)  # fmt: skip
+        trainer.predict(model, PromptDataModule(predict=str(prompts), global_batch_size=2), **rest)
+        folder = tmp_path / name / "predictions"
+        assert sorted(path.name for path in folder.iterdir()) == ["00000", "00001", "00002"]
+        files = [folder / f"0000{number}/samples/0000.png" for number in range(3)]
+        return model, [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]
+
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\na blue circle\na red star\n")
+    trained = moved(module(policy=tiny_world(), lora=LoRASettings(2, 4.0) if lora else None))
+    checkpoint = {"state_dict": trained_weights(trained), "pytorch-lightning_version": pl.__version__}
+    torch.save(checkpoint, tmp_path / "moved.ckpt")
+    model, tuned = made("tuned", ckpt_path=tmp_path / "moved.ckpt", weights_only=True)
+    untouched, start = made("start")
+    with model.reference.model() as model.policy:
+        wanted = model.make(["a red star", "a blue circle"])
+    for found, expected in zip(start, signed_to_uint8(wanted), strict=False):
+        assert int((found.int() - expected.int()).abs().max()) <= 1, "without a checkpoint: the reference"
+    assert all(not torch.equal(one, other) for one, other in zip(tuned, start, strict=True))
+    assert not torch.equal(start[0], start[2]), "a prompt of another number has another noise"
+    with pytest.raises(ValueError, match="pictures are made for prompts: --data PromptDataModule"):
+        untouched.predict_step(untouched.ready(worded(pairs(size=8)), False), 0)
+
+
 # ---------------------------------------------------------------------- weights and optimisers
 
 
@@ -297,9 +335,14 @@ def test_training_goes_on_from_an_adapter_which_is_the_reference(tmp_path: Path)
         now, before = model.policy.velocity(x, t, text), first.policy.velocity(x, t, text)
         torch.testing.assert_close(now, before)
         assert not torch.allclose(now, ToyPolicy().velocity(x, t, text))
-    fit(model, ToyPairs(), tmp_path, steps=3)
+    keeper = ModelCheckpoint(tmp_path, filename="three", every_n_train_steps=3)
+    fit(model, ToyPairs(), tmp_path, steps=3, callbacks=[keeper], enable_checkpointing=True)
     with torch.no_grad(), model.reference.model() as reference:
         torch.testing.assert_close(reference.velocity(x, t, text), before)
+    moved(first).save_pretrained(tmp_path / "adapter")
+    for rest in ({}, {"init_adapter": str(tmp_path / "adapter")}):
+        with pytest.raises(ValueError, match="began from other weights"):
+            fit(module(**rest), ToyPairs(), tmp_path, ckpt_path=tmp_path / "three.ckpt")
 
 
 def test_a_checkpoint_fills_a_model_that_was_only_described() -> None:
@@ -380,6 +423,25 @@ def test_pairs_that_never_come_are_not_waited_for(tmp_path: Path) -> None:
     assert last.reference is None
 
 
+def test_validation_keeps_the_reference_beside_a_cache_that_knows_everything(tmp_path: Path) -> None:
+    kept = CacheSettings(str(tmp_path / "cache"), draws=1)
+    fit(module(lora=False, cache=kept), ToyPairs(), tmp_path, steps=2)
+    judged = {"limit_val_batches": 1.0, "check_val_every_n_epoch": 1}
+    model = module(lora=False, cache=kept)
+    trainer = fit(model, ToyPairs(), tmp_path, steps=2, **judged)
+    assert model.cache.complete and math.isfinite(float(trainer.callback_metrics["val/loss"]))
+
+    class Unjudged(ToyPairs):
+        val = None
+
+        def val_dataloader(self) -> Any:
+            return []
+
+    freed = module(lora=False, cache=kept)
+    fit(freed, Unjudged(), tmp_path, steps=2, **judged)
+    assert freed.reference is None
+
+
 def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
     kept = CacheSettings(str(tmp_path / "cache"), draws=1)
     fit(module(cache=kept), ToyPairs(), tmp_path, steps=2)
@@ -428,11 +490,18 @@ def test_pairs_without_a_gap_are_counted_and_refused() -> None:
         module(ArenaPO, loss=PairLoss("expected_margin")).ready(pairs(), True)
     with pytest.raises(ValueError, match="8 of 8 pairs of a batch have no gap and its deviation"):
         module(ArenaPO, loss=PairLoss("margin", variance_discount=0.1)).ready(pairs(), True)
-    negative = dataclasses.replace(pairs(), gap=-pairs().gap)
-    with pytest.raises(ValueError, match="8 of 8 gaps of a batch are negative"):
-        module(ArenaPO, loss=PairLoss("scale")).ready(negative, True)
-    assert model.ready(negative, True).gap[0] == -1
     assert bool(module().ready(unknown, True).gap.isnan().any())
+
+
+@pytest.mark.parametrize("mode", ["margin", "regress", "scale", "weight", "soft", "smpo"])
+def test_a_negative_gap_never_prefers_the_loser(mode: Any) -> None:
+    negative = dataclasses.replace(pairs(), gap=-pairs().gap)
+    model = module(ArenaPO, loss=PairLoss(mode))
+    if mode in ("margin", "regress"):
+        assert model.ready(negative, True).gap[0] == -1, "an offset may be negative"
+        return
+    with pytest.raises(ValueError, match=f"8 of 8 gaps of a batch are negative, with which the loss {mode} prefers"):
+        model.ready(negative, True)
 
 
 def test_what_cannot_work_is_refused() -> None:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "add_k_sort", "check_k_sort", "run_k_sort"]
 
+_SIZE = (512, 512)
+"""Height and width of the pictures that the published protocol asks for."""
+
 EPILOG = """\
 K-Sort Eval (--k-sort FOLDER --judge WHO): FOLDER has k_sort.jsonl, a JSON object per line {"id": "0001", "prompt":
 "a cat", "images": [{"model": "sdxl", "path": "0001/sdxl.png", "rank": 2}, ...]} with people's ranks, and
@@ -80,8 +83,12 @@ def run_k_sort(options: argparse.Namespace) -> int:
     if missing := len(cases) - len(known):
         warnings.append(f"{missing:,} of {len(cases):,} cases have no picture and cannot be picked")
 
+    sizes: set[tuple[int, int]] = set()
+
     def picture_of(case: KSortCase) -> Tensor:
-        return images.read(places[case.case_id])
+        picture = images.read(places[case.case_id])
+        sizes.add((picture.shape[-2], picture.shape[-1]))
+        return picture
 
     with progress_bars() as watch:
         report = evaluate_k_sort(
@@ -95,6 +102,9 @@ def run_k_sort(options: argparse.Namespace) -> int:
         )
     if not report.settled:
         warnings.append(f"sigma is {report.rating.deviation:.2f} after all rounds; the protocol stops below 0.75")
+    shown = " and ".join(f"{height} x {width}" for height, width in sorted(sizes))
+    if sizes != {_SIZE}:
+        warnings.append(f"pictures of {shown} pixels; the published ratings are of {_SIZE[0]} x {_SIZE[1]}")
     if silent := [one for one in report.rounds if one.error]:
         warnings.append(f"{len(silent)} rounds have no answer, the first: {silent[0].case_id}: {silent[0].error}")
     rows = [
@@ -108,7 +118,7 @@ def run_k_sort(options: argparse.Namespace) -> int:
         }
         for one in report.rounds
     ]
-    inputs = {"samples": images.fingerprint, "cases": len(cases), "models": len(ratings)}
+    inputs = {"samples": images.fingerprint, "cases": len(cases), "models": len(ratings), "pixels": shown}
     return finish(
         options, Finding(f"K-Sort Eval of {options.samples}", report.measurements, inputs, rows, warnings=warnings)
     )

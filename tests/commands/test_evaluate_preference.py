@@ -196,6 +196,8 @@ def test_k_sort_eval(run: Run, refused: Run) -> None:
     assert 23.2 < found["ksort:mu"]["value"] < 26.4, "between sdxl and flux"
     assert found["ksort"]["value"] == pytest.approx(found["ksort:mu"]["value"] - 2.7)
     assert found["ksort"]["protocol"]["details"]["mean_agreement"] == pytest.approx(1)
+    [size] = [line for line in json.loads(Path("runs/metrics.json").read_text())["warnings"] if "pixels" in line]
+    assert size == "pictures of 8 x 8 pixels; the published ratings are of 512 x 512"
     rows = [json.loads(line) for line in Path("runs/samples.jsonl").read_text().splitlines()]
     assert len(rows) == 9 and all(row["rank"] == 3 for row in rows)
     assert "needs --judge" in refused("--samples", "new", "--k-sort", "bench")

@@ -5,8 +5,9 @@
     python benchmarks/claims/arena_po.py --claim arena_po_reward --seed 0 --arm arena_po
     python benchmarks/claims/arena_po.py --quick                                  # does everything run?
 
-The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself, some of them degraded: with
-guidance, as it is, and two that take some colours, kinds and numbers of a prompt for others. Who is preferred is noisy:
+The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself of different quality: as it is,
+with guidance, one that shows the best of four pictures, and one that takes some colours, kinds and numbers of a prompt for
+others. Who is preferred is noisy:
 P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for the exact detector finds; pictures of
 the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to the labels.
 
@@ -50,7 +51,7 @@ from lightning_gen.shapes.grammar import Request
 from lightning_gen.shapes.preferences import ShapesPreferenceDataModule
 
 FULL: Final = Budget(steps=160, batch=32, measured_on=553)
-QUICK: Final = Budget(steps=2, batch=16, measured_on=6)
+QUICK: Final = Budget(steps=2, batch=8, measured_on=6)
 MARGIN: Final = 0.01
 """Of the reward, in [0, 1]: a hundredth of what is asked for."""
 PAINTERS: Final[Mapping[str, dict[str, float]]] = {

@@ -199,7 +199,7 @@ def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tune
     """
     model = model_of(ARMS[arm], seed, CacheSettings(str(folder / f"reference-{world}-seed{seed}"), draws=PASSES + 1))
     model.configure_model()
-    count = max(budget.steps * budget.batch // PASSES, 2 * budget.batch)
+    count = max(budget.steps * budget.batch // PASSES, 4 * budget.batch)  # ties are left out
     pairs = pairs_of(model, WORLDS[world], seed, count, folder / "pairs")
     own = policy_folder(arm, world, seed, budget, folder)
     train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY)

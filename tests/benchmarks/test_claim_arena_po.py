@@ -130,6 +130,7 @@ def test_pairs_are_by_copies_for_other_prompts_and_labels_follow_the_rewards(
     assert torch.equal(seen.winner.images[0].add(1).mul(127.5).round().byte(), first)
     told = copies.qualities(sure)
     assert told["guided"] == pytest.approx(rewards[names == "guided"].mean())
+    assert told["choosy"] > max(told["plain"], told["careless"]) + 0.1, "the best of four"
     # Made once.
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     copies.pairs_of(base, worlds[0], 1, 32, tmp_path)

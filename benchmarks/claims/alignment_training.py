@@ -94,7 +94,7 @@ PLAIN: Final = StochasticRollout(STEPS, guidance=1.0)
 GUIDED: Final = StochasticRollout(STEPS, GUIDANCE, window_size=4, window=(0, STEPS - 1))
 """Guidance asks the network twice, so four of the steps are stochastic and trained ("Fast")."""
 CLIP: Final = 2e-3
-"""Of Flow-GRPO: the paper's 1e-4 at 65,536 numbers of a picture, at 3,072."""
+"""Of Flow-GRPO, wider than the paper's 1e-4 for pictures of so few numbers; idle with one update per rollout."""
 
 
 # ------------------------------------------------------------------ prompts

@@ -6,10 +6,10 @@
     python benchmarks/claims/arena_po.py --quick                                  # does everything run?
 
 The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself of different quality: as it is,
-with guidance, one that shows the best of four pictures, and one that takes some colours, kinds and numbers of a prompt for
-others. Who is preferred is noisy:
-P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for the exact detector finds; pictures of
-the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to the labels.
+with guidance, one that shows the best of four pictures, and one that takes some colours, kinds and numbers of a prompt
+for others. Who is preferred is noisy: P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for
+the exact detector finds; pictures of the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to
+the labels.
 
 arena_po_reward: every loss, and both readings of the gap's variance where a loss has a gap, at equal steps on the same
 pairs. arena_po_noise and arena_po_spread: what ArenaPO has above Diffusion-DPO and above a fixed margin, where labels

@@ -5,11 +5,10 @@
     python benchmarks/claims/arena_po.py --claim arena_po_reward --seed 0 --arm arena_po
     python benchmarks/claims/arena_po.py --quick                                  # does everything run?
 
-The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself of different quality: as it is,
-with guidance, one that shows the best of four pictures, and one that takes some colours, kinds and numbers of a prompt
-for others. Who is preferred is noisy: P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for
-the exact detector finds; pictures of the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to
-the labels.
+The shipped base (``shapes_base``) learns from pairs of pictures by four copies of itself, some of them degraded: with
+guidance, as it is, and two that take some colours, kinds and numbers of a prompt for others. Who is preferred is noisy:
+P(a wins) = sigmoid((r_a - r_b) / noise), r = how much of what the prompt asks for the exact detector finds; pictures of
+the same r are a tie. No arm sees r, or which copy is good: ArenaPO fits an arena to the labels.
 
 arena_po_reward: every loss, and both readings of the gap's variance where a loss has a gap, at equal steps on the same
 pairs. arena_po_noise and arena_po_spread: what ArenaPO has above Diffusion-DPO and above a fixed margin, where labels
@@ -17,12 +16,13 @@ are nearly certain or much noisier, and where copies are closer or further apart
 of known strengths, who draw scenes with more faults the weaker they are; the arena has to tell them apart by labels,
 P(a wins) = sigmoid((s_a - s_b) / noise).
 
-Figures: ``reward`` is the true one, the mean of r without guidance over three pictures for each of the 553 prompts of
-the benchmark, for which nobody trains; ``score`` GenEval's. ``capabilities`` is the correlation of what the arena says
-about the four copies with the mean of r over their pictures. ``accuracy`` is the share of held-out pairs whose better
-picture the policy itself prefers, ``order`` Spearman's correlation of that preference with the difference of the
-copies' qualities, ``drift`` how much further off than the base the policy is. ``above dpo`` and ``above fixed`` are
-ArenaPO's reward minus the other's of the same seed.
+Figures: ``reward`` is the true one, the mean of r over two pictures for each of the 553 prompts of the benchmark, for
+which nobody trains, sampled with guidance 3, as the paper's protocols sample with guidance; ``reward@plain`` without,
+``score`` GenEval's. ``capabilities`` is the correlation of what the arena says about the four copies with the mean of r
+over their pictures. ``accuracy`` is the share of held-out pairs whose better picture the policy itself prefers,
+``order`` Spearman's correlation of that preference with the difference of the copies' qualities, ``drift`` how much
+further off than the base the policy is. ``above dpo`` and ``above fixed`` are ArenaPO's reward minus the other's of the
+same seed.
 
 Temperature and learning rate were chosen for Diffusion-DPO, on prompts that are not in the benchmark; the others have
 them from it.
@@ -286,7 +286,7 @@ CLAIMS: Final = (
             *(Comparison("reward", arm, "diffusion_dpo") for arm in _OTHERS if arm != "arena_po"),
             *(
                 Comparison(name, arm, "diffusion_dpo")
-                for name in ("score@plain", "accuracy", "order")
+                for name in ("reward@plain", "score", "accuracy", "order")
                 for arm in _OTHERS
             ),
             *(Comparison(f"drift@{side}", arm, None) for side in ("first", "second") for arm in ARMS),

@@ -52,21 +52,19 @@ class Copy:
     Attributes:
         misreads: chance that it takes a colour, kind or number of the prompt for another.
         guidance: with which it samples; 1 = none.
-        tries: how many pictures it makes, of which it shows the one with most of what is asked for.
     """
 
     misreads: float = 0.0
     guidance: float = 3.0
-    tries: int = 1
 
 
 _COPIES: Final[Mapping[str, Copy]] = {
-    "choosy": Copy(guidance=1.0, tries=4),
-    "keen": Copy(guidance=1.0, tries=2),
     "guided": Copy(),
     "plain": Copy(guidance=1.0),
     "hasty": Copy(0.1),
+    "heedless": Copy(0.2),
     "careless": Copy(0.3),
+    "confused": Copy(0.6),
     "lost": Copy(0.9),
 }
 
@@ -81,7 +79,7 @@ class World:
             of the same r are a tie.
     """
 
-    copies: tuple[str, ...] = ("choosy", "guided", "plain", "careless")
+    copies: tuple[str, ...] = ("guided", "plain", "careless", "confused")
     noise: float = 0.25
 
 
@@ -89,8 +87,8 @@ WORLDS: Final[Mapping[str, World]] = {
     "usual": World(),
     "sure": World(noise=0.05),
     "noisy": World(noise=1.0),
-    "narrow": World(("keen", "guided", "plain", "hasty")),
-    "wide": World(("choosy", "guided", "careless", "lost")),
+    "narrow": World(("guided", "plain", "hasty", "heedless")),
+    "wide": World(("guided", "plain", "confused", "lost")),
 }
 
 
@@ -160,17 +158,11 @@ def _paint(base: DiffusionDPO, world: World, seed: int, requests: Sequence[Reque
                 misread(request, copy.misreads, numpy_generator(seed, "misread", place))
                 for request, place in zip(asked, places, strict=True)
             ]
-            said = [request.prompt() for request in read]
+            made = base.make([request.prompt() for request in read], ELSEWHERE + torch.tensor(places), how)
+            made = made.add(1).div(2)
+            images[rows[:, 0], rows[:, 1]] = made.mul(255).round().byte()
             wanted = [request.prompt() for request in asked], [request.metadata() for request in asked]
-            best = torch.full((len(asked),), -torch.inf)
-            for attempt in range(copy.tries):
-                # Every attempt has noise of its own.
-                made = base.make(said, ELSEWHERE * (1 + attempt) + torch.tensor(places), how).add(1).div(2)
-                worth = match(made, *wanted)
-                better = rows[worth > best]
-                images[better[:, 0], better[:, 1]] = made[worth > best].mul(255).round().byte()
-                best = torch.maximum(worth, best)
-            rewards[rows[:, 0], rows[:, 1]] = best
+            rewards[rows[:, 0], rows[:, 1]] = match(made, *wanted)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file({"images": images, "who": who, "rewards": rewards}, part)

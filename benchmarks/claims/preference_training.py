@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from alignment_measures import looks, of_task, overall, second_opinions
-from alignment_training import BASE, LORA, STEPS, asked, verdicts
+from alignment_training import BASE, GUIDANCE, LORA, STEPS, asked, verdicts
 from claim import Budget
 from copies import WORLDS, pairs_of, qualities
 from torch import Tensor
@@ -58,7 +58,7 @@ SAVE_EVERY: Final = 80
 PASSES: Final = 2
 """How often every pair would be learned from if there were no ties, at another time and with other noise. Since there
 are, what is left is seen up to once more."""
-LOOKS: Final = 3
+LOOKS: Final = 2
 """Pictures of a prompt of the benchmark."""
 DRAWS: Final = 4
 """Times and noises of a held-out pair."""
@@ -226,23 +226,24 @@ class Made:
     keys: Tensor
 
 
-def made(model: DiffusionDPO, requests: Sequence[Request]) -> Made:
-    """Make a picture for every request, without guidance; of one seed, every arm has the same noise.
+def made(model: DiffusionDPO, requests: Sequence[Request], guidance: float) -> Made:
+    """Make a picture for every request; of one seed, every arm has the same noise.
 
     Args:
         model: the policy.
         requests: B of them.
+        guidance: 1 = none.
 
     Returns:
         The pictures.
     """
     batch = asked(requests)
-    images = model.make(batch.prompt, batch.index, SampleSettings(STEPS, "euler", 1.0))
+    images = model.make(batch.prompt, batch.index, SampleSettings(STEPS, "euler", guidance))
     return Made(images.add(1).div(2), batch.prompt, [json.loads(text) for text in batch.metadata], batch.index)
 
 
 def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int) -> dict[str, float]:
-    """What a policy's pictures are worth, all made without guidance.
+    """What a policy's pictures are worth.
 
     Args:
         model: the policy.
@@ -250,19 +251,21 @@ def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int) -> dic
         seed: of the noise of second opinions.
 
     Returns:
-        ``reward``: how much of what is asked for is there; ``score@plain``, GenEval's; the tasks as ``counting@plain``;
-        the numbers of ``second_opinions`` and ``looks``.
+        ``reward``: how much of what is asked for is there, with guidance, as such models are used and compared, and
+        ``reward@plain`` without; ``score``, GenEval's; the tasks by their names; the numbers of ``second_opinions`` and
+        ``looks``. All but the second are of pictures with guidance.
     """
     several = [request for request in requests for _ in range(LOOKS)]
-    plain = made(model, several)
-    right = verdicts(plain.images, plain)
+    guided, plain = made(model, several, GUIDANCE), made(model, requests, 1.0)
+    right, match = verdicts(guided.images, guided), RequestMatch("dense")
     numbers = {
-        "reward": float(RequestMatch("dense")(plain.images, plain.prompts, plain.metadata).nanmean()),
-        "score@plain": overall(right, several),
+        "reward": float(match(guided.images, guided.prompts, guided.metadata).nanmean()),
+        "reward@plain": float(match(plain.images, plain.prompts, plain.metadata).nanmean()),
+        "score": overall(right, several),
     }
-    numbers |= {f"{tag}@plain": share for tag, share in of_task(right, several).items()}
-    numbers |= {f"score@{name}": overall(found, several) for name, found in second_opinions(plain, seed).items()}
-    return numbers | looks(plain)
+    numbers |= of_task(right, several)
+    numbers |= {f"score@{name}": overall(found, several) for name, found in second_opinions(guided, seed).items()}
+    return numbers | looks(guided)
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ def test_pairs_are_by_copies_for_other_prompts_and_labels_follow_the_rewards(
     assert torch.equal(seen.winner.images[0].add(1).mul(127.5).round().byte(), first)
     told = copies.qualities(sure)
     assert told["guided"] == pytest.approx(rewards[names == "guided"].mean())
-    assert told["choosy"] > max(told["plain"], told["careless"]) + 0.1, "the best of four"
+    assert told["guided"] > told["confused"] + 0.1
     # Made once.
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     copies.pairs_of(base, worlds[0], 1, 32, tmp_path)
@@ -209,7 +209,7 @@ def test_an_untrained_policy_has_no_preference_and_a_changed_one_has(pairs: Path
 
     start = numbers()
     assert start["accuracy"] == 0.5 and start["order"] == start["drift@first"] == start["drift@second"] == 0
-    assert 0 <= start["score@plain"] <= 1 and 0 <= start["reward"] <= 1
+    assert 0 <= start["score"] <= 1 and 0 <= start["reward"] <= 1
     with torch.no_grad():
         for name, value in model.policy.network.named_parameters():
             if value.requires_grad and "lora" in name.lower():
@@ -278,7 +278,9 @@ def test_quick_runs_every_claim(
         }
 
     found = run("reward", "base", "arena_po")
-    assert found["arena_po"]["drift@first"] != 0 and {"score@sure", "harmony", "reward"} <= set(found["base"])
+    assert found["arena_po"]["drift@first"] != 0 and {"score@sure", "harmony", "reward", "reward@plain"} <= set(
+        found["base"]
+    )
     assert -1 <= found["arena_po"]["capabilities"] <= 1 and "capabilities" not in found["base"]
     assert set(run("noise", "noisy")["noisy"]) >= {"above dpo", "above fixed", "reward@arena_po"}
     found = run("capabilities", "ep_sequential", "win_rate")

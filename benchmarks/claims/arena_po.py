@@ -39,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 from copies import WORLDS, qualities
 from harness import Budget, Claim, Comparison, main
-from preference_training import ARMS, judged, measured, model_of, tuned
+from preference_training import ARMS, measured, model_of, numbers_of, tuned
 
 from lightning_gen.alignment.arena_po.arena import Arena, fit_arena
 from lightning_gen.alignment.arena_po.arena_calibration import predicted_wins
@@ -99,7 +99,7 @@ def reward(arm: str, seed: int, budget: Budget, folder: Path) -> Mapping[str, fl
         model.configure_model()
         return measured(model, _requests(budget), seed)
     found = tuned(arm, "usual", seed, budget, _policies(folder, budget))
-    numbers = {**measured(found.model, _requests(budget), seed), **judged(found.model, found.pairs)}
+    numbers = numbers_of(found, _requests(budget), seed)
     source = getattr(found.model, "gap_source", None)
     if source is None:
         return numbers
@@ -122,10 +122,8 @@ def advantage(world: str, seed: int, budget: Budget, folder: Path) -> Mapping[st
         ``above dpo``, ``above fixed``, and the same of accuracies; every arm's ``reward@...`` and ``accuracy@...``.
     """
     arms = ("arena_po", *HELD_AGAINST.values())
-    found = {}
-    for arm in arms:
-        policy = tuned(arm, world, seed, budget, _policies(folder, budget))
-        found[arm] = {**measured(policy.model, _requests(budget), seed), **judged(policy.model, policy.pairs)}
+    policies = {arm: tuned(arm, world, seed, budget, _policies(folder, budget)) for arm in arms}
+    found = {arm: numbers_of(policy, _requests(budget), seed) for arm, policy in policies.items()}
     numbers = {f"{name}@{arm}": found[arm][name] for arm in arms for name in ("reward", "accuracy")}
     for name, arm in HELD_AGAINST.items():
         numbers[f"above {name}"] = found["arena_po"]["reward"] - found[arm]["reward"]

@@ -33,6 +33,7 @@ from lightning_gen.data.preferences import PreferenceDataModule
 from lightning_gen.metrics.manifold.correlation import spearman_rho
 from lightning_gen.shapes.grammar import Request
 from lightning_gen.shapes.rewards import RequestMatch
+from lightning_gen.training.ema import EMA
 from lightning_gen.training.optim import AdamW
 
 __all__ = [
@@ -45,13 +46,16 @@ __all__ = [
     "made",
     "measured",
     "model_of",
+    "numbers_of",
     "policy_folder",
     "tuned",
 ]
 
-BETA: Final = 100.0
+BETA: Final = 300.0
 """Temperature, the best of pilots with Diffusion-DPO; see the README. Published for latents: 5000."""
-OPTIMIZER: Final = AdamW(2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
+DECAY: Final = 0.95
+"""Of the averaged adapter, which is what is measured: single steps are noisy."""
+OPTIMIZER: Final = AdamW(1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
 WARMUP: Final = WarmupConstant(10)
 TIMES: Final = PairTimes("logit_normal", shift=2.0)
 SAVE_EVERY: Final = 80
@@ -167,7 +171,7 @@ def policy_folder(arm: str, world: str, seed: int, budget: Budget, folder: Path)
     Raises:
         ValueError: it holds a policy of another setting.
     """
-    how = {"lora": str(LORA), "optimizer": str(OPTIMIZER), "beta": BETA, "times": str(TIMES)}
+    how = {"lora": str(LORA), "optimizer": str(OPTIMIZER), "beta": BETA, "decay": DECAY, "times": str(TIMES)}
     setting = {"is": str(ARMS[arm]), "world": str(WORLDS[world]), "steps": budget.steps, "batch": budget.batch, **how}
     return shared_folder(folder / f"{arm}-{world}-seed{seed}", setting)
 
@@ -178,10 +182,12 @@ class Tuned(NamedTuple):
     Attributes:
         model: with its adapter.
         pairs: what ``pairs_of`` returned: it learned from a part of them.
+        average: of its adapter: ``average.averaged(model)`` puts it in.
     """
 
     model: DiffusionDPO
     pairs: Path
+    average: EMA
 
 
 def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tuned:
@@ -202,8 +208,9 @@ def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tune
     count = max(budget.steps * budget.batch // PASSES, 4 * budget.batch)  # ties are left out
     pairs = pairs_of(model, WORLDS[world], seed, count, folder / "pairs")
     own = policy_folder(arm, world, seed, budget, folder)
-    train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY)
-    return Tuned(model, pairs)
+    average = EMA([DECAY])
+    train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY, watching=[average])
+    return Tuned(model, pairs, average)
 
 
 # ------------------------------------------------------------------ measures
@@ -240,6 +247,21 @@ def made(model: DiffusionDPO, requests: Sequence[Request], guidance: float) -> M
     batch = asked(requests)
     images = model.make(batch.prompt, batch.index, SampleSettings(STEPS, "euler", guidance))
     return Made(images.add(1).div(2), batch.prompt, [json.loads(text) for text in batch.metadata], batch.index)
+
+
+def numbers_of(policy: Tuned, requests: Sequence[Request], seed: int) -> dict[str, float]:
+    """All numbers of a tuned policy, by its averaged adapter.
+
+    Args:
+        policy: the policy.
+        requests: of the benchmark.
+        seed: of the noise of second opinions.
+
+    Returns:
+        Those of :func:`measured` and of :func:`judged`.
+    """
+    with policy.average.averaged(policy.model):
+        return {**measured(policy.model, requests, seed), **judged(policy.model, policy.pairs)}
 
 
 def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int) -> dict[str, float]:

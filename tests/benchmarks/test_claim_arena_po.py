@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -218,12 +220,29 @@ def test_an_untrained_policy_has_no_preference_and_a_changed_one_has(pairs: Path
     assert changed["drift@first"] != 0 != changed["drift@plain"] and changed["reward"] != start["reward"]
 
 
+def test_the_averaged_adapter_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    training, order = part("preference_training"), list[str]()
+
+    class Average:
+        @contextlib.contextmanager
+        def averaged(self, model: Any) -> Iterator[None]:
+            order.append("in")
+            yield
+            order.append("out")
+
+    monkeypatch.setattr(training, "measured", lambda *rest: order.append("measured") or {"reward": 0.5})
+    monkeypatch.setattr(training, "judged", lambda *rest: order.append("judged") or {"accuracy": 0.6})
+    found = training.numbers_of(training.Tuned(None, tmp_path, Average()), [], 0)
+    assert found == {"reward": 0.5, "accuracy": 0.6} and order == ["in", "measured", "judged", "out"]
+
+
 def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands = part("arena_po")
     rewards = {"arena_po": 0.7, "diffusion_dpo": 0.6, "fixed_margin": 0.8}
-    monkeypatch.setattr(commands, "tuned", lambda arm, *rest: part("preference_training").Tuned(arm, tmp_path))
-    monkeypatch.setattr(commands, "measured", lambda arm, *rest: {"reward": rewards[arm]})
-    monkeypatch.setattr(commands, "judged", lambda arm, pairs: {"accuracy": rewards[arm] / 2})
+    monkeypatch.setattr(commands, "tuned", lambda arm, *rest: arm)
+    monkeypatch.setattr(
+        commands, "numbers_of", lambda found, *rest: {"reward": rewards[found], "accuracy": rewards[found] / 2}
+    )
     found = commands.advantage("noisy", 0, commands.QUICK, tmp_path)
     assert found["above dpo"] == pytest.approx(0.1) and found["above fixed"] == pytest.approx(-0.1)
     assert found["accuracy above dpo"] == pytest.approx(0.05) and found["reward@fixed_margin"] == 0.8
@@ -249,10 +268,9 @@ def test_an_arena_is_held_against_the_true_probabilities() -> None:
 def test_all_claims_look_at_the_same_policies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     commands, training = part("arena_po"), part("preference_training")
     trained: list[Path] = []
-    monkeypatch.setattr(training, "train", lambda model, data, steps, folder, save_every: trained.append(folder))
+    monkeypatch.setattr(training, "train", lambda model, data, steps, folder, **rest: trained.append(folder))
     monkeypatch.setattr(training, "pairs_of", lambda base, world, seed, count, folder: folder)
-    monkeypatch.setattr(commands, "measured", lambda model, *rest: {"reward": 0.5})
-    monkeypatch.setattr(commands, "judged", lambda model, pairs: {"accuracy": 0.5})
+    monkeypatch.setattr(commands, "numbers_of", lambda found, *rest: {"reward": 0.5, "accuracy": 0.5})
     commands.reward("diffusion_dpo", 1, commands.FULL, tmp_path / "arena_po_reward" / "diffusion_dpo-seed1")
     commands.advantage("usual", 1, commands.FULL, tmp_path / "arena_po_noise" / "usual-seed1")
     assert len(trained) == 4 and len(set(trained)) == 3 and trained[0] == trained[2]

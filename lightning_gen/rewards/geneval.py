@@ -199,14 +199,8 @@ class GenEvalReward:
 class _RememberingJudge(GenEvalJudge):
     """A judge that several rewards ask about the same pictures, one after the other or from several threads."""
 
-    def __init__(
-        self,
-        detector: Detector,
-        classes: Sequence[str],
-        colors: NamesColors | None = None,
-        rules: GenEvalRules | None = None,
-    ) -> None:
-        super().__init__(detector, classes, colors, rules)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._judging = threading.Lock()
         self._known: OrderedDict[tuple[str, GenEvalPrompt], RuleResult] = OrderedDict()
 

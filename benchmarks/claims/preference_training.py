@@ -17,6 +17,7 @@ from alignment_measures import looks, of_task, overall, second_opinions
 from alignment_training import BASE, GUIDANCE, LORA, STEPS, asked, verdicts
 from claim import Budget
 from copies import WORLDS, pairs_of, qualities
+from report import write
 from torch import Tensor
 from training import shared_folder, train
 
@@ -183,11 +184,13 @@ class Tuned(NamedTuple):
         model: with its adapter.
         pairs: what ``pairs_of`` returned: it learned from a part of them.
         average: of its adapter: ``average.averaged(model)`` puts it in.
+        folder: its own.
     """
 
     model: DiffusionDPO
     pairs: Path
     average: EMA
+    folder: Path
 
 
 def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tuned:
@@ -210,7 +213,7 @@ def tuned(arm: str, world: str, seed: int, budget: Budget, folder: Path) -> Tune
     own = policy_folder(arm, world, seed, budget, folder)
     average = EMA([DECAY])
     train(model, data_of(pairs, seed, budget), budget.steps, own, save_every=SAVE_EVERY, watching=[average])
-    return Tuned(model, pairs, average)
+    return Tuned(model, pairs, average, own)
 
 
 # ------------------------------------------------------------------ measures
@@ -250,7 +253,7 @@ def made(model: DiffusionDPO, requests: Sequence[Request], guidance: float) -> M
 
 
 def numbers_of(policy: Tuned, requests: Sequence[Request], seed: int) -> dict[str, float]:
-    """All numbers of a tuned policy, by its averaged adapter.
+    """All numbers of a tuned policy, by its averaged adapter; kept in its folder, since several claims ask for them.
 
     Args:
         policy: the policy.
@@ -260,8 +263,13 @@ def numbers_of(policy: Tuned, requests: Sequence[Request], seed: int) -> dict[st
     Returns:
         Those of :func:`measured` and of :func:`judged`.
     """
-    with policy.average.averaged(policy.model):
-        return {**measured(policy.model, requests, seed), **judged(policy.model, policy.pairs)}
+    kept = policy.folder / f"numbers_{len(requests)}.json"
+    if not kept.exists():
+        with policy.average.averaged(policy.model):
+            found = {**measured(policy.model, requests, seed), **judged(policy.model, policy.pairs)}
+        write(kept, json.dumps(found, indent=1))
+    numbers: dict[str, float] = json.loads(kept.read_text(encoding="utf-8"))
+    return numbers
 
 
 def measured(model: DiffusionDPO, requests: Sequence[Request], seed: int) -> dict[str, float]:

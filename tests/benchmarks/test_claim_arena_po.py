@@ -232,8 +232,12 @@ def test_the_averaged_adapter_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(training, "measured", lambda *rest: order.append("measured") or {"reward": 0.5})
     monkeypatch.setattr(training, "judged", lambda *rest: order.append("judged") or {"accuracy": 0.6})
-    found = training.numbers_of(training.Tuned(None, tmp_path, Average()), [], 0)
+    policy = training.Tuned(None, tmp_path, Average(), tmp_path / "policy")
+    found = training.numbers_of(policy, [], 0)
     assert found == {"reward": 0.5, "accuracy": 0.6} and order == ["in", "measured", "judged", "out"]
+    assert training.numbers_of(policy, [], 0) == found and len(order) == 4, "another claim measures the policy again"
+    training.numbers_of(policy, [None], 0)
+    assert len(order) == 8, "numbers by other prompts are taken for these"
 
 
 def test_advantage_is_what_arena_po_has_above_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@
 a  the whole network is trained, the reference is asked in every step: a fourth pass beside a forward and a backward one
 b  the same with the reference's errors from the cache
 c  an adapter is trained, the reference is the same network with it off: the weights' own gradients are spared, so the
-   fourth pass is a larger share
+   fourth pass is a larger share: half of a step, where of a whole network it is a third
 d  the same with the cache
-m  bytes held at the peak of a step: adapter and no copy, against a frozen copy of the network
+m  bytes at the peak of a step, weights and moments included: an adapter, the network with it off as the reference,
+   against the same adapter with a frozen copy of the network
+n  the same against a whole network that is trained, and its frozen copy
 
 Both sides see the same clean latents, times, noise and prompts. Ratios are time(plain) / time(DPO): 0.74 is 1.36 times
 as long. A random network in the shape of Stable Diffusion 3.5, on the CPU.
@@ -32,6 +34,7 @@ from torch import Tensor
 from lightning_gen.alignment.arena_po.module import DiffusionDPO
 from lightning_gen.alignment.arena_po.objectives import mean_square_error
 from lightning_gen.alignment.arena_po.pairs import PairGaps, ReadyPairs
+from lightning_gen.alignment.arena_po.reference import CopiedReference
 from lightning_gen.alignment.arena_po.settings import PairTimes, WarmupConstant
 from lightning_gen.backbones.lora import LoRASettings
 from lightning_gen.data.batches import ImageBatch, PreferenceBatch
@@ -39,6 +42,7 @@ from lightning_gen.data.batches import ImageBatch, PreferenceBatch
 __all__ = ["Steps", "main"]
 
 ONLINE, CACHED = 1 / 1.36, 1 / 1.05
+ADAPTER = LoRASettings(16, 32.0)
 
 
 def _images(count: int, canvas: int) -> ImageBatch:
@@ -56,14 +60,19 @@ class Steps:
         shape: its sizes.
         pairs: B.
         lora: shape of the adapter; None = the whole network.
+        copied: the reference is a copy of the network also where an adapter is trained.
     """
 
-    def __init__(self, folder: Path, shape: PolicyShape, pairs: int, lora: LoRASettings | None) -> None:
+    def __init__(
+        self, folder: Path, shape: PolicyShape, pairs: int, lora: LoRASettings | None, copied: bool = False
+    ) -> None:
         policy = open_policy(folder, shape, folder / "prompts")
+        twin = CopiedReference(policy) if copied else None
         self.module = DiffusionDPO(
             policy, lora=lora, drop_rate=0.0, times=PairTimes("uniform"), warmup=WarmupConstant(0)
         )
         self.module.configure_model()
+        self.module.reference = twin or self.module.reference
         made: Any = self.module.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = made["optimizer"]
         generator = torch.Generator().manual_seed(0)
@@ -101,11 +110,15 @@ class Steps:
 
         self._step(loss)
 
-    def held(self) -> int:
-        """Bytes of weights: the network's, and those of a copy."""
-        networks = [self.module.policy.network]
+    def peak(self) -> int:
+        """Bytes at the peak of a step: weights, those of a copy, moments, and what the step allocates."""
+        step = self.dpo(self.online)
+        step()
+        self.optimizer.zero_grad()
         twin: Any = getattr(self.module.reference, "network", None)
-        return bytes_of(*networks, *([] if twin is None else [twin.network]))
+        weights = bytes_of(self.module.policy.network, *([] if twin is None else [twin.network]))
+        moments = [part for state in self.optimizer.state.values() for part in state.values()]
+        return weights + sum(part.nbytes for part in moments if isinstance(part, Tensor)) + peak_bytes(step)
 
     def _step(self, loss: Callable[[], Tensor]) -> None:
         self.optimizer.zero_grad()
@@ -127,27 +140,29 @@ def rows(folder: Path, shape: PolicyShape, pairs: int, repetitions: int, parts: 
     Returns:
         One row per question.
     """
-    found, peaks = [], dict[str, int]()
-    for name, lora, letters in (("whole network", None, "ab"), ("adapter", LoRASettings(16, 32.0), "cd")):
-        if not set(letters + "m") & set(parts):
+    found = []
+    for name, lora, letters in (("whole network", None, "ab"), ("adapter", ADAPTER, "cd")):
+        if not set(letters) & set(parts):
             continue
         steps = Steps(folder, shape, pairs, lora)
         cases = (("reference asked", steps.online, ONLINE), ("reference cached", steps.cached, CACHED))
         for letter, (case, batch, target) in zip(letters, cases, strict=True):
             if letter in parts:
-                # With an adapter, a pass without gradients is half of a step and not a third.
-                asked = None if letter == "c" else target
                 found.append(
                     compare(
-                        letter, f"{name}, {case}", steps.dpo(batch), steps.plain, repetitions, target=asked,
+                        letter, f"{name}, {case}", steps.dpo(batch), steps.plain, repetitions, target=target,
                         items=2 * pairs, clock=time.process_time,
                     )
                 )  # fmt: skip
-        if "m" in parts:
-            peaks[name] = steps.held() + peak_bytes(steps.dpo(steps.online))
-    if "m" in parts:
-        ours, other = peaks["adapter"], peaks["whole network"]
-        found.append(Row("m", "bytes, no copy", other / ours, (other / ours,) * 2, ours, other))
+    return found + (_memory(folder, shape, pairs, parts) if set("mn") & set(parts) else [])
+
+
+def _memory(folder: Path, shape: PolicyShape, pairs: int, parts: str) -> list[Row]:
+    ours, found = Steps(folder, shape, pairs, ADAPTER).peak(), []
+    for letter, name, lora in (("m", "an adapter and a copy", ADAPTER), ("n", "a whole network and a copy", None)):
+        if letter in parts:
+            other = Steps(folder, shape, pairs, lora, copied=lora is not None).peak()
+            found.append(Row(letter, f"bytes against {name}", other / ours, (other / ours,) * 2, ours, other))
     return found
 
 
@@ -157,9 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: options; None = those of the command line.
     """
-    parser = with_standard_options(argparse.ArgumentParser(description=__doc__), "benchmarks/results/dpo.json")
+    parser = with_standard_options(argparse.ArgumentParser(description=__doc__), "benchmarks/results/speed_dpo.json")
     parser.add_argument("--pairs", type=int, default=2, help="pairs of a step")
-    parser.add_argument("--part", default="abcdm", help="letters of the questions")
+    parser.add_argument("--part", default="abcdmn", help="letters of the questions")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     be_quiet()

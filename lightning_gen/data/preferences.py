@@ -289,8 +289,8 @@ class PreferenceDataModule(PixelDataModule):
     What is left out before the plan is made is counted and logged: ties, unsure pairs, pairs of different shapes.
 
     Args:
-        ties: ``drop`` = pairs with label 0.5 are left out (as in Diffusion-DPO), ``keep`` = they come with preference
-            0.5 and picture 0 first.
+        ties: ``drop`` = pairs with label 0.5 are left out (as in Diffusion-DPO), and those with confidence 0.5, which
+            says as little; ``keep`` = they come with preference 0.5, ties with picture 0 first.
         min_confidence: pairs with a lower ``confidence`` are left out; a pair without one counts as certain.
         max_ratio_gap: with buckets, pairs whose aspect ratios differ by more than this fraction are left out; without
             buckets both pictures are cropped to the square and nothing is.
@@ -352,6 +352,9 @@ class PreferenceDataModule(PixelDataModule):
         labels, confidence = pairs.columns["label_0"], pairs.columns["confidence"]
         reasons = {
             "ties": np.array([self.ties == "drop" and label == 0.5 for label in labels], np.bool_),
+            "pairs with confidence 0.5, which says nothing": np.array(
+                [self.ties == "drop" and _is_even(c) for c in confidence], np.bool_
+            ),
             f"pairs with confidence below {self.min_confidence}": np.array(
                 [_is_unsure(c, self.min_confidence) for c in confidence], np.bool_
             ),
@@ -378,6 +381,11 @@ class PreferenceDataModule(PixelDataModule):
             ratios = [np.log(size[known, 0] / size[known, 1]) for size in (first, second)]
             out[known] = np.abs(ratios[0] - ratios[1]) > math.log1p(self.max_ratio_gap)
         return out
+
+
+def _is_even(confidence: Any) -> bool:
+    """Whether a confidence, as batches hold it, is that of a tie."""
+    return isinstance(confidence, float) and np.float32(confidence) == np.float32(0.5)
 
 
 def _is_unsure(confidence: Any, least: float) -> bool:

@@ -108,6 +108,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "7 of 44 pairs are left out: pairs whose shapes differ by more than 10%" in caplog.text
 
 
+def test_a_confidence_of_a_half_says_as_little_as_a_tie(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="lightning_gen.data.preferences"):
+        made = kinds.pick_a_pic(tmp_path)
+        batches = list(made.train_loader(0))
+    assert "5 of 44 pairs are left out: pairs with confidence 0.5, which says nothing" in caplog.text
+    assert not any(bool((batch.preference == 0.5).any()) for batch in batches)
+
+
 def test_ties_may_be_kept_and_squares_take_pairs_of_any_shape(tmp_path: Path) -> None:
     kinds.pairs(tmp_path)
     made = PreferenceDataModule(str(tmp_path), resolution=16, global_batch_size=4, ties="keep")

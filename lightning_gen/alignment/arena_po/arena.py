@@ -36,6 +36,8 @@ __all__ = ["Arena", "ArenaOptions", "Meetings", "Standing", "count_meetings", "f
 _KIND: Final = "lightning_gen.arena"
 _VERSION: Final = 1
 _FEW: Final = 10
+_MOST: Final = 4096
+"""Models, of which a matrix is held of all pairs."""
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
@@ -371,11 +373,19 @@ def _require_games(table: Comparisons, options: ArenaOptions, games: int) -> Non
             f"all {len(table):,} pairs of {table.source} are by one model, {table.names[0]!r}: an arena compares two "
             f"at least. Is the right column named (--fields model_a=COLUMN)?"
         )
+    if len(table.names) > _MOST:
+        raise DataError(
+            f"{table.source} has {len(table.names):,} models in {len(table):,} pairs, for instance {table.names[0]!r}; "
+            f"an arena holds a matrix of all pairs of models, {_MOST:,} at most. Is the right column named (--fields "
+            f"model_a=COLUMN)?"
+        )
     if games:
         return
     ties, same = table.counts["ties"], table.counts["same_model"]
+    even = int(((table.certainty == 0.5) & (table.outcome != 0.5)).sum())
     said = [f"{ties:,} of {len(table):,} pairs are ties"] if ties else []
     said += [f"{same:,} are of one model"] if same else []
+    said += [f"{even:,} outcomes are as likely wrong as right (--soft)"] if even else []
     hint = "; ties: draw with a draw_probability learns from ties" if options.ties == "drop" and ties else ""
     hint += "; unknown_models: own_player keeps those" if options.unknown_models == "drop" else ""
     raise DataError(f"{table.source}: no game is left: {', '.join(said) or 'no model is known'}{hint}")

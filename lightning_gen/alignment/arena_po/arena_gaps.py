@@ -88,10 +88,11 @@ class PairGapTable:
         delta: difference of the capabilities, winner minus loser, float64, (P,).
         scale: s, (P,).
         gap: g, (P,).
-        probability: p, of this outcome before it was seen, (P,).
+        probability: p, of this outcome before it was seen, (P,); where the arena draws ties, that of a win.
         margin: gap in the unit of a loss, (P,).
         unit: what gaps were divided by, margin = g / unit; None for ``zscore_clip``, where no number divides.
-        counts: ``pairs``, ``ties`` (no gap), ``same_model``, ``few_games``, ``unknown_to_arena``, ``dropped``.
+        counts: ``pairs``, ``ties`` (no gap), ``doubtful`` (likewise: as likely wrong as right, or more),
+            ``same_model``, ``few_games``, ``unknown_to_arena``, ``dropped``.
         remarks: what somebody should know, with numbers.
     """
 
@@ -129,14 +130,16 @@ def pair_gaps(arena: Arena, table: Comparisons, options: GapOptions | None = Non
             "with solver batch_ep or laplace"
         )
     is_tie = table.outcome == 0.5
-    kept = ~is_tie
+    is_doubtful = ~is_tie & (table.certainty <= 0.5)
+    kept = ~is_tie & ~is_doubtful
     unknown = np.array([arena.options.is_unknown(name) for name in table.names], np.bool_)
     if arena.options.unknown_models == "drop":
         kept &= ~unknown[table.first] & ~unknown[table.second]
     rows = np.flatnonzero(kept)
     if not len(rows):
         raise DataError(
-            f"{table.source}: none of {len(table):,} pairs has a winner and known models: there are no gaps"
+            f"{table.source}: none of {len(table):,} pairs has a winner and known models ({is_tie.sum():,} ties, "
+            f"{is_doubtful.sum():,} winners that are as likely wrong as right, or more): there are no gaps"
         )
     number = arena.numbers(table.names)
     won = table.outcome[rows] == 1.0
@@ -157,7 +160,8 @@ def pair_gaps(arena: Arena, table: Comparisons, options: GapOptions | None = Non
     counts = {
         "pairs": len(rows),
         "ties": int(is_tie.sum()),
-        "dropped": int((~kept & ~is_tie).sum()),
+        "doubtful": int(is_doubtful.sum()),
+        "dropped": int((~kept & ~is_tie & ~is_doubtful).sum()),
         "same_model": int(same.sum()),
         "few_games": int(fallback[place].sum()),
         "unknown_to_arena": int(((winner < 0) | (loser < 0)).sum()),
@@ -265,7 +269,8 @@ def _numbers(
     scale = torch.where(torch.from_numpy(few), alone, scale)
     at = options.quantile
     gap = expected_gap(centre, scale) if at is None else gap_quantile(centre, scale, at)
-    return delta, scale.numpy(), gap.numpy(), win_probability(centre, scale).numpy()
+    chance = win_probability(centre - arena.options.belief.margin, scale)
+    return delta, scale.numpy(), gap.numpy(), chance.numpy()
 
 
 def _remarks(arena: Arena, scale: _Floats, counts: Mapping[str, int], options: GapOptions) -> Iterator[str]:
@@ -282,5 +287,7 @@ def _remarks(arena: Arena, scale: _Floats, counts: Mapping[str, int], options: G
     if counts["few_games"]:
         few = f"a model with fewer than {options.min_games} games, their s^2 is 2 beta^2"
         yield f"{counts['few_games']:,} of {pairs:,} pairs have {few}"
+    if counts["doubtful"]:
+        yield f"{counts['doubtful']:,} winners are as likely wrong as right, or more, and have no gap"
     if counts["dropped"]:
         yield f"{counts['dropped']:,} decided pairs of unknown models have no gap (unknown_models: drop)"

@@ -44,11 +44,13 @@ class Chunk(NamedTuple):
         columns: field -> its values.
         size: number of rows.
         keys: of the samples, in shards; None = the table has none.
+        names: field -> name of its column.
     """
 
     columns: Mapping[str, Column]
     size: int
     keys: Sequence[str] | None
+    names: Mapping[str, str]
 
 
 class Column(NamedTuple):
@@ -73,7 +75,7 @@ class Column(NamedTuple):
             The column.
         """
         numbers = dict[Any, int]()
-        plain = [tuple(one) if isinstance(one, list) else one for one in values]
+        plain = [_hashable(one) for one in values]
         # 1 and True are equal keys: the kind of a value belongs to it.
         codes = [numbers.setdefault((type(one), one), len(numbers)) for one in plain]
         return cls(np.array(codes, np.int64), [value for _, value in numbers])
@@ -146,12 +148,12 @@ def read_chunks(where: str, fields: Mapping[str, str], split: str | None, wanted
     if isinstance(table, ParquetTable):
         for batch in table.batches(list(dict.fromkeys(columns.values())), _ROWS):
             found = {field: Column.of_arrow(batch.column(name)) for field, name in columns.items()}
-            yield Chunk(found, batch.num_rows, None)
+            yield Chunk(found, batch.num_rows, None, columns)
         return
     for part in table.parts():
         rows = list(table.rows(part, list(columns.values())))
         found = {field: Column.of([row.get(name) for row in rows]) for field, name in columns.items()}
-        yield Chunk(found, len(rows), None)
+        yield Chunk(found, len(rows), None, columns)
 
 
 def _is_shards(where: str) -> bool:
@@ -172,7 +174,14 @@ def _shard_chunks(where: str, fields: Mapping[str, str], wanted: Sequence[str]) 
     there = [name for name, values in read.items() if any(value is not None for value in values)]
     columns = _chosen(there, fields, where, wanted)
     found = {field: Column.of(read[name]) for field, name in columns.items()}
-    yield Chunk(found, len(shards), [shards.key(index) for index in range(len(shards))])
+    yield Chunk(found, len(shards), [shards.key(index) for index in range(len(shards))], columns)
+
+
+def _hashable(value: Any) -> Any:
+    """A value by which rows can be numbered: lists and mappings as tuples."""
+    if isinstance(value, Mapping):
+        return tuple((name, _hashable(part)) for name, part in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _chosen(found: Sequence[str], fields: Mapping[str, str], where: str, wanted: Sequence[str]) -> dict[str, str]:

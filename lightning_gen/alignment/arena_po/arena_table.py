@@ -9,11 +9,14 @@ Shape letters: N rows that are kept, M models.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -30,6 +33,7 @@ __all__ = [
     "SoftOutcome",
     "TableOptions",
     "canonical_name",
+    "numbered_names",
     "read_comparisons",
 ]
 
@@ -41,19 +45,22 @@ UNKNOWN: Final = "unknown"
 
 CONTRADICTIONS: Final = {
     "bad_label": "outcomes that are none, or label_0 and label_1 that do not add up to 1: left out",
-    "best_is_loser": "best_image_uid names the loser: the label is believed",
+    "best_is_loser": "best_image_uid names the loser, or a picture of a tie: the label is believed",
     "votes_against": "more votes for the loser: the label is believed",
     "same_picture": "both pictures have one uid",
     "are_different": "are_different says other than the uids",
     "labels_differ_from_has_label": "has_label is false and yet there is a winner: left out",
+    "no_certainty": "confidence or votes are missing or unreadable: the outcome is taken as certain",
 }
-"""What is cross-checked in the redundant fields of an annotation, and what is done about it."""
+"""What may be wrong with the fields of an annotation, and what is done about it."""
 
 _BLANK: Final = frozenset({"", "unknown", "none", "null", "nan", "n/a"})
 _WORDS: Final = {
     "model_a": 1.0, "a": 1.0, "first": 1.0, "model_b": 0.0, "b": 0.0, "second": 0.0,
     "tie": 0.5, "draw": 0.5, "tie (bothbad)": 0.5,
 }  # fmt: skip
+_PLAIN: Final = ("label_0",)
+"""Columns of outcomes that never hold names."""
 _FALSE: Final = (False, 0, "False", "false", "0")
 _SHOWN: Final = 3
 
@@ -109,7 +116,7 @@ class Comparisons:
         row: number of the row in the table, int64, (N,).
         keys: names of the pairs, where the table has them; None = the row's number stands for it.
         counts: what was met: ``rows``, ``unlabelled``, ``ties``, ``same_model``, ``blank_model_a``, ``blank_model_b``,
-            ``low_confidence``, and :data:`CONTRADICTIONS`.
+            ``low_confidence``, and those of :data:`CONTRADICTIONS`.
         source: where the rows came from, for people.
     """
 
@@ -130,13 +137,14 @@ class Comparisons:
         """N."""
         return len(self.first)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of names, outcomes and certainties in order: equal for equal annotations, whatever file holds them."""
-        digest = hashlib.sha256("\n".join(self.raw_names).encode())
-        for part in (self.raw_first, self.raw_second, self.outcome, self.certainty):
-            digest.update(np.ascontiguousarray(part).tobytes())
-        return digest.hexdigest()
+        """sha256 of all names, outcomes and certainties, whatever file holds them, and in whatever order."""
+        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in self.raw_names]
+        names = np.frombuffer(b"".join(digests), np.int64)
+        said = (part.astype(np.float64).view(np.int64) for part in (self.outcome, self.certainty))
+        rows = np.stack((names[self.raw_first], names[self.raw_second], *said), 1)
+        return hashlib.sha256(rows[np.lexsort(rows.T)].tobytes()).hexdigest()
 
     def pair_ids(self, rows: _Ints) -> list[str]:
         """Names of pairs, as converted shards have them as keys.
@@ -182,6 +190,10 @@ class Comparisons:
         ]
         if blank:
             said.append(f"no model is named: {' and '.join(blank)} of {total:,} rows")
+        merged = [name for name, raw in self.raw_counts().items() if len(_owners(raw)) > 1]
+        if merged:
+            shown = ", ".join(merged[:_SHOWN]) + (", ..." if len(merged) > _SHOWN else "")
+            said.append(f"{len(merged)} models are annotated with several owners and count as one each: {shown}")
         return said
 
 
@@ -254,9 +266,10 @@ class _Gathered:
             # Wherever the second label is there it must be the first one's complement.
             bad |= ~unlabelled & (outcome + other != 1)
         kept = ~unlabelled & ~bad
-        certainty, sure = self._certainties(chunk, outcome)
+        certainty, sure, told = self._certainties(chunk, outcome)
         self.counts["low_confidence"] += int((kept & ~sure).sum())
         kept &= sure
+        self.counts["no_certainty"] += int((kept & ~told & (outcome != 0.5)).sum())
         self.counts["unlabelled"] += int(unlabelled.sum())
         self.counts["bad_label"] += int(bad.sum())
         self._check(chunk, outcome, kept)
@@ -286,22 +299,43 @@ class _Gathered:
             return np.ones(chunk.size)  # HPDv3: path1 won, always
         column = chunk.columns["outcome"]
         found = column.mapped(_number)
-        open_rows = np.flatnonzero(np.isnan(found))
-        if len(open_rows):
-            # The winner may be called by its name.
-            said = column.objects()[open_rows]
-            for name, value in (("model_a", 1.0), ("model_b", 0.0)):
-                same = said == chunk.columns[name].objects()[open_rows]
-                found[open_rows[same.astype(np.bool_)]] = value
-            for value in said[np.isnan(found[open_rows])][:_SHOWN]:
-                if value is not None:
-                    self.examples[repr(value)] = None
+        if chunk.names["outcome"] in _PLAIN:
+            return found
+        named = self._named(chunk, column, found)
+        found = np.where(np.isnan(found), named, found)
+        for value in column.objects()[np.isnan(found)][:_SHOWN]:
+            if value is not None:
+                self.examples[repr(value)] = None
         return found
 
-    def _certainties(self, chunk: Chunk, outcome: _Floats) -> tuple[_Floats, npt.NDArray[np.bool_]]:
-        """Certainty of every outcome, and whether its confidence is high enough."""
-        certainty, sure = np.ones(chunk.size), np.ones(chunk.size, np.bool_)
+    def _named(self, chunk: Chunk, column: Column, found: _Floats) -> _Floats:
+        """1 or 0 where the winner is called by its name, else NaN; refuses what can be read in two ways."""
+        said, named = column.objects(), np.full(chunk.size, math.nan)
+        for name, value in (("model_b", 0.0), ("model_a", 1.0)):
+            named[(said == chunk.columns[name].objects()).astype(np.bool_)] = value
+        title, read = chunk.names["outcome"], ~np.isnan(found)
+        if (torn := read & ~np.isnan(named) & (found != named)).any():
+            row = int(torn.argmax())
+            raise DataError(
+                f"{torn.sum():,} outcomes can be read in two ways, the first is {said[row]!r} of "
+                f"{chunk.columns['model_a'].objects()[row]!r} against {chunk.columns['model_b'].objects()[row]!r}: as "
+                f"a side and as the name of the other one. Write model_a, model_b or tie into the column {title}"
+            )
+        numbers = read & np.isnan(named) & ~np.isnan(column.mapped(_float))
+        if title == "winner" and "outcome" not in self.options.fields and numbers.any():
+            raise DataError(
+                f"{numbers.sum():,} values of the column winner are numbers: does 1 mean that the first won, or that "
+                f"picture 1 did? Say --fields outcome=winner if it is the first, else write model_a, model_b or tie"
+            )
+        return named
+
+    def _certainties(
+        self, chunk: Chunk, outcome: _Floats
+    ) -> tuple[_Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Certainty of every outcome, whether its confidence is high enough, and whether there is one."""
+        certainty, sure, told = np.ones(chunk.size), np.ones(chunk.size, np.bool_), np.ones(chunk.size, np.bool_)
         if "confidence" in chunk.columns and (self.options.soft == "confidence" or self.options.min_confidence):
+            told = chunk.columns["confidence"].mapped(lambda value: float(value is not None)) > 0
             confidence = chunk.columns["confidence"].mapped(lambda value: 1.0 if value is None else _float(value))
             if (wrong := ~((confidence >= 0) & (confidence <= 1))).any():
                 raise DataError(
@@ -313,9 +347,9 @@ class _Gathered:
                 certainty = confidence
         if self.options.soft == "votes":
             share = chunk.columns["votes"].mapped(_first_share)
-            share = np.where(np.isnan(share), 1.0, np.where(outcome == 0.0, 1 - share, share))
-            certainty = np.where(outcome == 0.5, 1.0, share)
-        return certainty, sure
+            told = ~np.isnan(share)
+            certainty = np.where(told & (outcome != 0.5), np.where(outcome == 0.0, 1 - share, share), 1.0)
+        return certainty, sure, told
 
     def _check(self, chunk: Chunk, outcome: _Floats, kept: npt.NDArray[np.bool_]) -> None:
         """Count contradictions among the redundant fields of rows that are kept."""
@@ -358,6 +392,7 @@ class _Gathered:
                 f"{self.counts['bad_label']:,} have one that is none{bad}, {self.counts['low_confidence']:,} are below "
                 f"the confidence. An outcome is 1 (the first won), 0, 0.5 (a tie), model_a, model_b, tie, or a name"
             )
+        self._require_certainty(source, int((outcome != 0.5).sum()))
         used = np.unique(np.concatenate((first, second)))
         raw = list(self.raw)
         order = sorted(used.tolist(), key=lambda code: raw[code])
@@ -365,8 +400,7 @@ class _Gathered:
         place[order] = np.arange(len(order))
         raw_names = tuple(raw[code] for code in order)
         canonical = [canonical_name(name, self.options.aliases) for name in raw_names]
-        names = tuple(sorted(set(canonical)))
-        model = np.array([names.index(name) for name in canonical], np.int64)
+        names, model = numbered_names(canonical)
         raw_first, raw_second = place[first], place[second]
         a, b = model[raw_first], model[raw_second]
         self.counts["same_model"] = int((a == b).sum())
@@ -374,6 +408,34 @@ class _Gathered:
         return Comparisons(
             names, raw_names, a, b, raw_first, raw_second, outcome, certainty, row, keys, dict(self.counts), source
         )
+
+    def _require_certainty(self, source: str, decided: int) -> None:
+        """Refuse softness of which no row knows anything."""
+        if self.options.soft != "none" and decided and self.counts["no_certainty"] == decided:
+            column = "confidence" if self.options.soft == "confidence" else "votes, two numbers such as [7, 2],"
+            raise DataError(
+                f"{source}: none of {decided:,} outcomes has {column} that can be read: leave out --soft, or name the "
+                f"right column (--fields {self.options.soft}=COLUMN)"
+            )
+
+
+def numbered_names(canonical: Sequence[str]) -> tuple[tuple[str, ...], _Ints]:
+    """Number names.
+
+    Args:
+        canonical: names, some of them several times.
+
+    Returns:
+        Different names, sorted, and the number of every given one among them, int64.
+    """
+    names = tuple(sorted(set(canonical)))
+    place = {name: number for number, name in enumerate(names)}
+    return names, np.array([place[name] for name in canonical], np.int64)
+
+
+def _owners(raw: Iterable[str]) -> set[str]:
+    """Who the models belong to, as far as their names say so."""
+    return {name.strip().lower().rstrip("/").rpartition("/")[0] for name in raw} - {""}
 
 
 def _number(value: Any) -> float:
@@ -396,6 +458,10 @@ def _float(value: Any) -> float:
 
 def _first_share(value: Any) -> float:
     """The first picture's share of two numbers of votes, (k + 1/2) / (n + 1); NaN where they are none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        # As tables of text write lists.
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return math.nan
     votes = [_float(one) for one in value]

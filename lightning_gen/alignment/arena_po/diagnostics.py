@@ -41,6 +41,7 @@ def pair_diagnostics(rows: Tensor, loss: PairLoss) -> dict[str, Tensor]:
 
     implicit_accuracy: share of z > 0, a tie counts half;  margin_satisfied: share of z > ``loss.margin(g)``
     drift_winner, drift_loser: mean of d_theta - d_ref; both above 0 = the model moves away from both pictures
+    reward_winner, reward_loser: mean implicit reward, -beta / 2 times that, in nats
     logit_gap_correlation: of z and g, Pearson's, where neither is constant
 
     What needs a gap or a reference is left out where there is none.
@@ -70,6 +71,8 @@ def pair_diagnostics(rows: Tensor, loss: PairLoss) -> dict[str, Tensor]:
         "drift_winner": (winner - reference_winner).mean(),
         "drift_loser": (loser - reference_loser).mean(),
     }
+    for side in ("winner", "loser"):
+        found[f"reward_{side}"] = -0.5 * loss.beta * found[f"drift_{side}"]
     margin = loss.margin(gap)
     found["margin_satisfied"] = torch.where(z.isnan() | margin.isnan(), torch.nan, (z > margin).double()).mean()
     found |= _about_gaps(z, gap)
@@ -95,14 +98,15 @@ class Displacement:
     """When likelihood displacement is reported: pairs are told apart ever better, while both pictures become unlikely.
 
     Attributes:
-        tolerance: share of the reference's error by which both of the trained network's may exceed it.
+        tolerance: nats of implicit reward that both pictures may have lost in the mean. They are what the loss counts
+            in: a share of the error would be many nats at the published temperature, and nothing at a low one.
         patience: optimiser steps in a row after which there is a warning.
 
     Raises:
         ValueError: a number that makes no sense.
     """
 
-    tolerance: float = 0.02
+    tolerance: float = 1.0
     patience: int = 50
 
     def __post_init__(self) -> None:
@@ -114,20 +118,20 @@ class Displacement:
 
         Args:
             found: of :func:`pair_diagnostics`.
-            steps: how many steps in a row both errors were above the reference's before this one.
+            steps: how many steps in a row both rewards were below before this one.
 
         Returns:
             How many it is with this one; there is one warning when ``patience`` is reached.
         """
-        if "drift_winner" not in found:
+        if "reward_winner" not in found:
             return 0
-        shares = [float(found[f"drift_{side}"] / found[f"reference_{side}"]) for side in ("winner", "loser")]
-        steps = steps + 1 if min(shares) > self.tolerance else 0
+        rewards = [float(found[f"reward_{side}"]) for side in ("winner", "loser")]
+        steps = steps + 1 if max(rewards) < -self.tolerance else 0
         if steps == self.patience:
             warnings.warn(
-                f"displacement: for {steps} steps the errors of both pictures have been above the reference's (winner "
-                f"{shares[0]:+.1%}, loser {shares[1]:+.1%}): the model leaves its data. Lower the learning rate or "
-                "raise loss.beta",
+                f"displacement: for {steps} steps both pictures have been less likely than to the reference (implicit "
+                f"rewards {rewards[0]:.2f} and {rewards[1]:.2f} nats): the model leaves its data. Lower the learning "
+                "rate or raise loss.beta",
                 stacklevel=2,
             )
         return steps

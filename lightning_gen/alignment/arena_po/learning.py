@@ -237,6 +237,7 @@ class PairTraining(pl.LightningModule):
             "drop_rate": self.drop_rate,
             "posterior": self.posterior,
             "shape": list(self.policy.latent_shape),
+            "resolution": getattr(data, "resolution", None),
             "precision": str(self.trainer.precision),
             "text": repr(getattr(self.policy, "lengths", None)),
             "autoencoder": coder_digest(self.policy),

@@ -19,7 +19,13 @@ import torch
 
 from lightning_gen.alignment.arena_po.arena import Arena, ArenaOptions, fit_arena
 from lightning_gen.alignment.arena_po.arena_gaps import GapOptions, PairGapTable, pair_gaps
-from lightning_gen.alignment.arena_po.arena_table import Comparisons, TableOptions, canonical_name, read_comparisons
+from lightning_gen.alignment.arena_po.arena_table import (
+    Comparisons,
+    TableOptions,
+    canonical_name,
+    numbered_names,
+    read_comparisons,
+)
 from lightning_gen.alignment.arena_po.pairs import PairGaps
 from lightning_gen.data.batches import PreferenceBatch
 from lightning_gen.data.gap_table import GapTable
@@ -226,8 +232,7 @@ def drawn_comparisons(pairs: Sequence[JudgedPair], aliases: Mapping[str, str] | 
     raw = tuple(sorted({name for pair in pairs for name in pair.models}))
     place = {name: number for number, name in enumerate(raw)}
     called = [canonical_name(name, aliases) for name in raw]
-    names = tuple(sorted(set(called)))
-    canonical = np.array([names.index(name) for name in called], np.int64)
+    names, canonical = numbered_names(called)
     first, second = (np.array([place[pair.models[side]] for pair in pairs], np.int64) for side in (0, 1))
     outcome = np.array([pair.label for pair in pairs], np.float64)
     counts = {"rows": len(pairs), "ties": int((outcome == 0.5).sum()), "same_model": int((first == second).sum())}

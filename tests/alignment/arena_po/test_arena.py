@@ -140,6 +140,12 @@ def test_too_little_to_compare(tmp_path: Path) -> None:
     one = {"model_a": ["x"] * 9, "model_b": ["X"] * 9, "outcome": [1] * 9}
     with pytest.raises(DataError, match="all 9 pairs of .* are by one model, 'x': an arena compares two at least"):
         fit_arena(table_of(tmp_path, one))
+    even = {"model_a": ["x"] * 9, "model_b": ["y"] * 9, "outcome": [1] * 9, "confidence": [0.5] * 9}
+    with pytest.raises(DataError, match="no game is left: 9 outcomes are as likely wrong as right"):
+        fit_arena(table_of(tmp_path, even, soft="confidence"))
+    texts = {"model_a": [f"text {n}" for n in range(5000)], "model_b": ["y"] * 5000, "outcome": [1] * 5000}
+    with pytest.raises(DataError, match="has 5,001 models in 5,000 pairs, for instance 'text-0'; .* 4,096 at most"):
+        fit_arena(table_of(tmp_path, texts))
 
 
 @pytest.mark.parametrize("solver", ["ep_sequential", "laplace"])

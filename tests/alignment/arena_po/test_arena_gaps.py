@@ -14,7 +14,7 @@ import torch
 
 from lightning_gen.alignment.arena_po.arena import Arena, ArenaOptions, fit_arena
 from lightning_gen.alignment.arena_po.arena_gaps import GapOptions, PairGapTable, pair_gaps, write_gaps
-from lightning_gen.alignment.arena_po.arena_table import Comparisons, read_comparisons
+from lightning_gen.alignment.arena_po.arena_table import Comparisons, TableOptions, read_comparisons
 from lightning_gen.alignment.arena_po.gap import expected_gap, gap_quantile, win_probability
 from lightning_gen.data.gap_table import GapTable
 from lightning_gen.data.quarantine import DataError
@@ -91,6 +91,30 @@ def test_a_quantile_in_place_of_the_mean(arena: Arena, table: Comparisons) -> No
     assert bool((found.gap < pair_gaps(arena, table).gap).all())
     with pytest.raises(ValueError, match="quantile lies between 0 and 1, got 20"):
         GapOptions(quantile=20)
+
+
+def test_doubtful_winners_have_no_gap(tmp_path: Path) -> None:
+    columns = {"model_a": ["a"] * 20, "model_b": ["b"] * 20, "outcome": [1, 0] * 10, "confidence": [0.9] * 20}
+    columns["confidence"][:3] = [0.5, 0.2, 0.51]
+    table = read_comparisons(write(tmp_path / "t.parquet", columns), TableOptions(soft="confidence"))
+    found = pair_gaps(fit_arena(table), table)
+    assert found.rows.tolist() == list(range(2, 20)) and found.counts["doubtful"] == 2 and not found.counts["dropped"]
+    assert "2 winners are as likely wrong as right, or more, and have no gap" in found.remarks
+    columns["confidence"] = [0.4] * 20
+    doubted = read_comparisons(write(tmp_path / "d.parquet", columns), TableOptions(soft="confidence"))
+    with pytest.raises(DataError, match=r"none of 20 pairs .* \(0 ties, 20 winners that are as likely wrong as right"):
+        pair_gaps(fit_arena(doubted), doubted)
+
+
+def test_where_ties_are_drawn_a_win_is_above_the_margin(tmp_path: Path) -> None:
+    columns = {"model_a": ["a"] * 30, "model_b": ["b"] * 30, "outcome": [1.0, 1.0, 0.5] * 10}
+    table = read_comparisons(write(tmp_path / "t.parquet", columns))
+    arena = fit_arena(table, ArenaOptions(ties="draw", draw_probability=0.3))
+    found = pair_gaps(arena, table)
+    won = win_probability(torch.from_numpy(found.delta) - arena.options.belief.margin, torch.from_numpy(found.scale))
+    assert found.probability == pytest.approx(won.numpy()) and arena.options.belief.margin > 2
+    gap = expected_gap(torch.from_numpy(found.delta), torch.from_numpy(found.scale))
+    assert found.gap == pytest.approx(gap.numpy()), "the gap stays that of a winner who is better"
 
 
 def test_rare_models_fall_back(tmp_path: Path) -> None:

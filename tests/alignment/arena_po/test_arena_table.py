@@ -100,7 +100,7 @@ def test_redundant_fields_are_compared_and_counted(tmp_path: Path) -> None:
     assert found["same_picture"] == 1 and found["are_different"] == 2
     said = " ".join(table.remarks())
     assert "2 of 100 rows: outcomes that are none" in said
-    assert "1 of 100 rows: best_image_uid names the loser: the label is believed" in said
+    assert "1 of 100 rows: best_image_uid names the loser, or a picture of a tie: the label is believed" in said
 
 
 def test_one_name_per_model_and_the_raw_ones_kept(tmp_path: Path) -> None:
@@ -131,6 +131,9 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
         "\n".join(json.dumps(dict(zip(PAIR, row, strict=True))) for row in zip(*PAIR.values(), strict=True))
     )
     assert read_comparisons(tmp_path / "t.jsonl").fingerprint == table.fingerprint
+    turned = {name: values[::-1] for name, values in PAIR.items()}
+    assert read(tmp_path, turned).fingerprint == table.fingerprint, "shards may hold them in another order"
+    assert read(tmp_path, {name: values * 2 for name, values in PAIR.items()}).fingerprint != table.fingerprint
     for name, changed in (("label_0", [1.0, 1.0, 0.5]), ("model_1", ["y", "y", "z"])):
         assert read(tmp_path, {**PAIR, name: changed}).fingerprint != table.fingerprint
 
@@ -166,7 +169,48 @@ def test_a_split_must_be_chosen(tmp_path: Path) -> None:
 def test_votes_are_the_winners_whoever_stands_first(tmp_path: Path) -> None:
     columns = {**PAIR, "votes": [[7, 3], [2, 8], [5, 5]]}
     assert read(tmp_path, columns, soft="votes").certainty.tolist() == pytest.approx([7.5 / 11, 8.5 / 11, 1.0])
-    assert read(tmp_path, {**columns, "votes": [None, [0, 0], [1]]}, soft="votes").certainty.tolist() == [1, 1, 1]
+    some = read(tmp_path, {**columns, "label_0": [1.0, 0.0, 1.0], "votes": [None, [0, 0], [7, 3]]}, soft="votes")
+    assert some.certainty.tolist() == pytest.approx([1, 1, 7.5 / 11])
+    assert (
+        "2 of 3 rows: confidence or votes are missing or unreadable: the outcome is taken as certain" in some.remarks()
+    )
+    with pytest.raises(DataError, match=r"none of 2 outcomes has votes, two numbers .* \(--fields votes=COLUMN\)"):
+        read(tmp_path, {**columns, "votes": [None, [0, 0], [1]]}, soft="votes")
+    part = read(tmp_path, {**PAIR, "confidence": [0.9, None, None]}, soft="confidence")
+    assert part.certainty.tolist() == [0.9, 1, 1] and part.counts["no_certainty"] == 1, "a tie needs no confidence"
+
+
+def test_votes_of_tables_of_text_and_of_mappings(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('model_a,model_b,outcome,votes\nx,y,a,"[7, 2]"\ny,x,b,"[7, 2, 1]"\n')
+    table = read_comparisons(tmp_path / "t.csv", TableOptions(soft="votes"))
+    assert table.certainty.tolist() == [0.75, 1.0] and table.counts["no_certainty"] == 1
+    rows = [{"model_a": "x", "model_b": "y", "outcome": 1, "votes": {"a": 3, "b": [1]}}]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    assert len(read_comparisons(tmp_path / "t.json")) == 1, "what is not asked for is not in the way"
+
+
+def test_winners_that_can_be_read_in_two_ways_are_refused(tmp_path: Path) -> None:
+    def table(*lines: str) -> Comparisons:
+        (tmp_path / "t.csv").write_text("\n".join(("model_a,model_b,winner", *lines)))
+        return read_comparisons(tmp_path / "t.csv")
+
+    assert table("x,y,x", "y,x,x", "y,x,tie", "y,x,b").outcome.tolist() == [1.0, 0.0, 0.5, 0.0], "names and sides"
+    with pytest.raises(DataError, match=r"1 outcomes can be read in two ways, the first is 'a' of 'b' against 'a'"):
+        table("x,y,x", "b,a,a")
+    with pytest.raises(DataError, match=r"'1' of '3' against '1'"):
+        table("3,1,1")
+    with pytest.raises(DataError, match=r"2 values of the column winner are numbers: does 1 mean .* outcome=winner"):
+        table("x,y,1", "x,y,0")
+    assert read_comparisons(tmp_path / "t.csv", TableOptions({"outcome": "winner"})).outcome.tolist() == [1.0, 0.0]
+    numbers = {"model_0": [0, 1], "model_1": [1, 0], "label_0": [1.0, 0.0]}
+    assert read(tmp_path, numbers).outcome.tolist() == [1.0, 0.0], "a label is never a name"
+
+
+def test_models_of_several_owners_are_told(tmp_path: Path) -> None:
+    columns = {**PAIR, "model_0": ["org/x", "other/x", "x"]}
+    (remark,) = read(tmp_path, columns).remarks()
+    assert remark == "1 models are annotated with several owners and count as one each: x"
+    assert not read(tmp_path, {**PAIR, "model_0": ["org/x", "Org/x", "x"]}).remarks()
 
 
 def test_many_votes_say_more_than_few(tmp_path: Path) -> None:

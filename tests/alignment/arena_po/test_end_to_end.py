@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_gen.cli import main
+from lightning_gen.data.gap_table import GapTable
 from tests.harness.tiny_clip import write_tiny_clip
 from tests.harness.tiny_pipelines import write_tiny_pipeline
 
@@ -44,6 +45,11 @@ def test_from_annotations_to_an_adapter(family: str, tmp_path: Path, monkeypatch
     main(["data", "convert", "--from", "parquet", "practice", "shards", "--shuffle-seed", "0"])
     main(["arena", "fit", "practice"])
     main(["arena", "gaps", "practice", "--arena", "arena.json"])
+    main(["arena", "gaps", "shards", "--arena", "arena.json", "--out", "of_shards.parquet"])
+    raw, turned = (GapTable.load(name) for name in ("gaps.parquet", "of_shards.parquet"))
+    assert list(raw.pair_id) != list(turned.pair_id), "the shards have another order"
+    gaps = [dict(zip(one.pair_id, one.numbers["g"].tolist(), strict=True)) for one in (raw, turned)]
+    assert gaps[0] == gaps[1] and raw.card["fingerprint"] == turned.card["fingerprint"]
     main(["fit", "--config", "small.yaml"])
     rows = [
         row for row in csv.DictReader(Path("runs/small/metrics.csv").read_text().splitlines()) if row.get("train/loss")

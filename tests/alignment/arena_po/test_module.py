@@ -453,6 +453,10 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path) -> None:
         fit(module(cache=kept), ToyPairs(), tmp_path, steps=1, precision="bf16-mixed")
     with pytest.raises(ValueError, match="another run: draws, seed differ"):
         fit(module(cache=dataclasses.replace(kept, draws=2), seed=4), ToyPairs(), tmp_path, steps=1)
+    large = ToyPairs()
+    large.resolution = 512  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="another run: resolution differ"):
+        fit(module(cache=kept), large, tmp_path, steps=1)
     random = ToyPairs()
     random.flip_probability = 0.5  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match=r"data.flip_probability is 0.5: set data.flip_probability to 0"):
@@ -551,12 +555,14 @@ def test_the_numbers_of_a_step() -> None:
 
 
 def test_displacement_is_reported_once() -> None:
-    rows = torch.tensor([[0.6, 1.0, 1.0, 1.1, 1.3, 1.0, 1.0]])
-    away, near = pair_diagnostics(rows, PairLoss()), pair_diagnostics(rows - 0.2, PairLoss())
-    near["drift_winner"] = torch.tensor(-0.1)
-    watch = Displacement(0.05, 3)
+    # At the published temperature a thousandth of an error is nats.
+    rows = torch.tensor([[0.6, 1.0, 1.0, 1.001, 1.003, 1.0, 1.0]])
+    away = pair_diagnostics(rows, PairLoss())
+    assert float(away["reward_winner"]) == pytest.approx(-2.5, rel=1e-3)
+    assert float(away["reward_loser"]) == pytest.approx(-7.5, rel=1e-3)
+    watch, near = Displacement(2.0, 3), {**away, "reward_winner": torch.tensor(-1.9)}
     assert watch.seen(away, 0) == 1 and watch.seen(near, 2) == 0
-    with pytest.warns(UserWarning, match=r"for 3 steps .* \(winner \+10.0%, loser \+30.0%\)"):
+    with pytest.warns(UserWarning, match=r"for 3 steps .* \(implicit rewards -2.50 and -7.50 nats\)"):
         assert watch.seen(away, 2) == 3
     assert watch.seen(away, 3) == 4
 

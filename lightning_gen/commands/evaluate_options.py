@@ -157,7 +157,7 @@ def compressed(images: ImageSet) -> list[str]:
 
 
 def check_pairs(images: ImageSet, others: ImageSet) -> list[str]:
-    """Insist that two sets hold the same pictures in the same order; endings of names may differ.
+    """Insist that two sets hold the same pictures in the same order; endings of names may differ, and be several.
 
     Args:
         images: one side.
@@ -175,7 +175,7 @@ def check_pairs(images: ImageSet, others: ImageSet) -> list[str]:
         raise ValueError(f"{images.where} has {len(images):,} pictures, {others.where} {len(others):,}")
     if isinstance(images, NpzImages) or isinstance(others, NpzImages):
         return ["rows of an npz have no names: pictures were paired in their order"]
-    mine, theirs = ([str(PurePosixPath(name).with_suffix("")) for name in one.names] for one in (images, others))
+    mine, theirs = ([_without_endings(name) for name in one.names] for one in (images, others))
     if mine != theirs:
         first, second = next(pair for pair in zip(mine, theirs, strict=True) if pair[0] != pair[1])
         raise ValueError(
@@ -183,6 +183,16 @@ def check_pairs(images: ImageSet, others: ImageSet) -> list[str]:
             f"against {second}"
         )
     return []
+
+
+def _without_endings(name: str) -> str:
+    """A name without endings of pictures: the reconstruction of photo.jpg is photo.jpg.png."""
+    from lightning_gen.data.index import PICTURE_FIELDS
+
+    path = PurePosixPath(name)
+    while path.suffix.lower().removeprefix(".") in PICTURE_FIELDS:
+        path = path.with_suffix("")
+    return str(path)
 
 
 @contextlib.contextmanager

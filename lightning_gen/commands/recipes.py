@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 import shutil
 import sys
@@ -106,15 +107,15 @@ def _list() -> int:
     shipped = recipes() | overrides()
     width = max((len(name) for name in shipped), default=0)
     for name, file in shipped.items():
-        print(f"{name:<{width}}  {_first_comment(file)}")
+        print(f"{name:<{width}}  {_first_sentence(file)}")
     return 0
 
 
-def _first_comment(file: Path) -> str:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and line.strip("# "):
-            return line.strip("# ")
-    return ""
+def _first_sentence(file: Path) -> str:
+    """Of the comment at the head of a file, however many lines it takes."""
+    head = itertools.takewhile(lambda line: line.strip("# "), file.read_text(encoding="utf-8").splitlines())
+    said = " ".join(line.strip("# ") for line in head if line.startswith("#"))
+    return re.split(r"\. (?=[A-Z])", said)[0].rstrip(".:")
 
 
 def _copy(parser: argparse.ArgumentParser, source: Path, target: Path, force: bool) -> int:

@@ -1,4 +1,4 @@
-"""What ``lightning predict`` leaves behind for a text-to-image model: pictures in GenEval's folder layout."""
+"""What ``lightning predict`` leaves behind for a generator: pictures in GenEval's folder layout."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class Generated(NamedTuple):
     metadata: tuple[str, ...]
     number: list[int]
     valid: Tensor
-    images: Tensor
+    images: Tensor | Sequence[Tensor]
     pictures: int
 
 
 class GeneratedWriter(BasePredictionWriter):
     """Writes ``<run>/predictions/NNNNN/metadata.jsonl`` and ``NNNNN/samples/0000.png``, where NNNNN is the prompt.
 
-    It is what `lightning evaluate geneval --samples` reads. A prompt is on disk when its batch is done.
+    It is what `lightning evaluate geneval --samples` reads; other metrics take every picture below the folder. A prompt
+    is on disk when its batch is done. Without prompts NNNNN is the number of the image whose condition was taken.
 
     Args:
         folder: where to; None = ``predictions`` in the run folder.

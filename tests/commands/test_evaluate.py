@@ -250,6 +250,8 @@ def test_pairs_must_stand_in_the_same_order(tmp_path: Path) -> None:
     write_tar(same, "0.png", "1.png", "2.png")
     write_tar(other, "0.png", "2.png", "1.png")
     assert check_pairs(open_images(first), open_images(same)) == []
+    write_tar(same, "0.jpg.png", "1.JPG.png", "2.png.PNG")
+    assert check_pairs(open_images(first), open_images(same)) == [], "reconstructions keep the ending of their original"
     with pytest.raises(ValueError, match="in the same order: 1 stands against 2"):
         check_pairs(open_images(first), open_images(other))
 

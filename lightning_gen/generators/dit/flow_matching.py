@@ -5,11 +5,13 @@ t = 0 is clean, t = 1 is noise. Shape letters: B images, L tokens, C channels.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ from lightning_gen.generators.dit.pretrained import USAGE, read_folder, write_fo
 from lightning_gen.generators.dit.sampler import latent_noise, step_noise
 from lightning_gen.generators.dit.training import Building, Learning, Sampling, as_velocity
 from lightning_gen.generators.spaces import LatentSpace
-from lightning_gen.generators.writing import Generated
+from lightning_gen.generators.writing import Generated, GeneratedWriter
 from lightning_gen.interfaces import Pictures
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.metrics.features import ImageGenerationMetrics
@@ -261,19 +263,27 @@ class FlowMatching(MetaModule):
         made = self.generate(self.condition(batch, none), self.condition(batch, ~none), _sizes(latents), batch.index)
         return [Pictures("original", self.space.decode(latents)), Pictures("generated", made)]
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Generated | list[Tensor]:
-        """Make a picture for every condition of a batch.
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Generated:
+        """Make a picture for every condition of a batch; ``GeneratedWriter`` puts them on disk.
 
         Args:
             batch: images with labels or captions; of the images only the size is used.
             batch_idx: not used.
 
         Returns:
-            B pictures (3, H, W) in [-1, 1].
+            B pictures with their labels and captions, numbered as the images are.
         """
         none = torch.zeros(len(batch), dtype=torch.bool, device=batch.index.device)
         sizes = _sizes(self.space.encode(batch))
-        return self.generate(self.condition(batch, none), self.condition(batch, ~none), sizes, batch.index)
+        made = self.generate(self.condition(batch, none), self.condition(batch, ~none), sizes, batch.index)
+        captions = batch.caption or ("",) * len(batch)
+        told = zip(captions, batch.label.tolist(), batch.key, strict=True)
+        about = tuple(json.dumps({"prompt": text, "label": label, "key": key}) for text, label, key in told)
+        return Generated(captions, about, batch.index.tolist(), batch.valid, made, 1)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """``predict`` writes what it makes."""
+        return [GeneratedWriter()]
 
     # ------------------------------------------------------------------ weights
 

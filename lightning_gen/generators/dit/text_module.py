@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ from lightning_gen.generators.dit.training import Building, Learning, Prediction
 from lightning_gen.generators.dit.variants import dit_shape
 from lightning_gen.generators.geneval_validation import GenEvalValidation
 from lightning_gen.generators.spaces import LatentSpace, PixelSpace
-from lightning_gen.generators.writing import Generated, GeneratedWriter
+from lightning_gen.generators.writing import Generated
 from lightning_gen.interfaces import Conditioning
 from lightning_gen.metrics.extraction.feature_extractor import FeatureExtractor
 from lightning_gen.nn.tokens import Tokens, patchify
@@ -366,11 +365,11 @@ class TextLatentDiffusion(FlowMatching):
 
     # ------------------------------------------------------------------ use
 
-    def predict_step(self, batch: ImageBatch | PromptBatch, batch_idx: int) -> Generated | list[Tensor]:
+    def predict_step(self, batch: ImageBatch | PromptBatch, batch_idx: int) -> Generated:
         """Make pictures for prompts; ``GeneratedWriter`` puts them on disk.
 
         Args:
-            batch: prompts, or pictures with captions, of which only the sizes are used.
+            batch: prompts, or pictures with captions, of whose pixels only the sizes are used.
             batch_idx: not used.
 
         Returns:
@@ -385,10 +384,6 @@ class TextLatentDiffusion(FlowMatching):
         return Generated(
             batch.prompt, batch.metadata, batch.index.tolist(), batch.valid, images, self.pictures_per_prompt
         )
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """``predict`` writes what it makes."""
-        return [GeneratedWriter()]
 
     @torch.no_grad()
     def make(

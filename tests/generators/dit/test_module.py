@@ -209,6 +209,22 @@ def test_prediction_is_a_folder_that_geneval_reads(tmp_path: Path) -> None:
     assert int((signed_to_uint8(again[0]).int() - stored.int()).abs().max()) <= 1
 
 
+@pytest.mark.parametrize("make", [by_class, by_text])
+def test_pictures_of_conditions_are_written_too(make: Any, tmp_path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    from lightning_gen.data.writing import list_pictures
+
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    source = scenes()
+    trainer.predict(make(), source, return_predictions=False)
+    batch, folder = first_batch(), tmp_path / "predictions"
+    assert len(list_pictures(folder)) == len(batch) == 4
+    for number, label, key in zip(batch.index.tolist(), batch.label.tolist(), batch.key, strict=True):
+        record = json.loads((folder / f"{number:05d}" / "metadata.jsonl").read_text())
+        assert record["label"] == label and record["key"] == key
+
+
 def test_weights_go_out_and_come_back(tmp_path: Path) -> None:
     model = ready(by_text())
     model.save_pretrained(tmp_path)

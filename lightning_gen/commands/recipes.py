@@ -113,9 +113,9 @@ def _list() -> int:
 
 def _first_sentence(file: Path) -> str:
     """Of the comment at the head of a file, however many lines it takes."""
-    head = itertools.takewhile(lambda line: line.strip("# "), file.read_text(encoding="utf-8").splitlines())
-    said = " ".join(line.strip("# ") for line in head if line.startswith("#"))
-    return re.split(r"\. (?=[A-Z])", said)[0].rstrip(".:")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#") and line.strip("# "), lines)
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(line.strip("# ") for line in head))[0]
 
 
 def _copy(parser: argparse.ArgumentParser, source: Path, target: Path, force: bool) -> int:

@@ -119,9 +119,10 @@ def test_an_override_is_asked_for_with_its_folder(refused, shipped):
 
 
 def test_recipes_verb(shipped, workshop, capsys, refused):
-    (shipped / "toy_tiny.yaml").write_text("# A toy, for tests.\n" + (shipped / "toy_tiny.yaml").read_text())
+    head = "# A toy of 0.6 M\n# parameters, for tests. Told\n# at length.\n#\n# Not this.\n"
+    (shipped / "toy_tiny.yaml").write_text(head + (shipped / "toy_tiny.yaml").read_text())
     assert main(["recipes", "list"]) == 0
-    assert capsys.readouterr().out == "toy_tiny  A toy, for tests.\n"
+    assert capsys.readouterr().out == "toy_tiny  A toy of 0.6 M parameters, for tests.\n"
     assert main(["recipes", "show", "toy_tiny"]) == 0
     assert capsys.readouterr().out == (shipped / "toy_tiny.yaml").read_text()
     assert main(["recipes", "copy", "toy_tiny"]) == 0

@@ -23,6 +23,10 @@ _HEAD: Final = (
     "| claim | what the paper says | runs | differences, mean over seeds [95 % bootstrap interval] | verdict |",
     "| --- | --- | --- | --- | --- |",
 )
+_MANY: Final = 8
+"""Arms that have colours of their own."""
+_LINE: Final = 0.16
+"""Inches of a line of a plot."""
 _ABOUT: Final = (
     "Headline claims of papers at small scale, against the honest baseline (`make claims`; how: benchmarks/claims/",
     "README.md). Numbers and picture of a row: `benchmarks/results/claim_<claim>.json` and `.png`.",
@@ -146,11 +150,15 @@ def draw(claim: Claim, numbers: Numbers, verdict: Verdict, path: Path) -> None:
         raise ModuleNotFoundError('the plot needs matplotlib: pip install "lightning-gen[demo]"') from error
 
     kinds = list(dict.fromkeys(finding.comparison.kind for finding in verdict.findings))
-    figure = Figure(figsize=(12, 1.2 + 3.2 * len(kinds)), layout="constrained")
-    for (left, right), kind in zip(figure.subplots(len(kinds), 2, squeeze=False), kinds, strict=True):
-        findings = [one for one in verdict.findings if one.comparison.kind == kind]
+    told = [[one for one in verdict.findings if one.comparison.kind == kind] for kind in kinds]
+    heights = [max(3.2, 0.6 + _LINE * max(len(findings), len(claim.arms))) for findings in told]
+    figure = Figure(figsize=(12, 1.2 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(kinds), 2, squeeze=False, height_ratios=heights)
+    for (left, right), kind, findings in zip(axes, kinds, told, strict=True):
         if isinstance(findings[0].comparison, Correlation):
             _draw_orders(left, claim, numbers, verdict.seeds, findings)
+        elif len(claim.arms) > _MANY:
+            _draw_arms(left, claim, numbers, verdict.seeds, findings, kind)
         else:
             _draw_numbers(left, claim, numbers, verdict.seeds, findings, kind)
         _draw_differences(right, findings, kind)
@@ -175,6 +183,24 @@ def _draw_numbers(
         axis.plot(places, means, "_", color=color, markersize=14, markeredgewidth=2, label=label)
     axis.set_xticks(range(len(measures)), measures)
     axis.set_ylabel(kind)
+    axis.legend(fontsize=8)
+
+
+def _draw_arms(
+    axis: Any, claim: Claim, numbers: Numbers, seeds: Sequence[int], findings: Sequence[Finding], kind: str
+) -> None:
+    """A line per arm, where there are too many for colours of their own."""
+    measures = dict.fromkeys(finding.comparison.measure for finding in findings)
+    for number, measure in enumerate(measures):
+        values = [[numbers[arm][seed].get(measure, math.nan) for arm in claim.arms] for seed in seeds]
+        for of_seed in values:
+            axis.plot(of_seed, range(len(of_seed)), "o", color=f"C{number}", markersize=3, alpha=0.5)
+        means = [sum(column) / len(column) for column in zip(*values, strict=True)]
+        axis.plot(means, range(len(means)), "|", color=f"C{number}", markersize=10, markeredgewidth=2, label=measure)
+    names = [f"{arm} (baseline)" if arm == claim.baseline else arm for arm in claim.arms]
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_xlabel(f"{kind}: seeds and their mean", fontsize=8)
     axis.legend(fontsize=8)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lightning_gen.autoencoders.vitok_v2.module import ViTokV2
 from lightning_gen.autoencoders.vitok_v2.network import ViTokV2Network
@@ -301,6 +302,24 @@ def test_a_finished_claim_leaves_numbers_picture_and_one_row(tmp_path: Path) -> 
     assert sum(line.startswith("| fake |") for line in again) == 1 and "**does not hold**" in "".join(
         line for line in again if line.startswith("| fake |")
     )
+
+
+def test_many_arms_have_a_line_each(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    report = part("report")
+    many = {"old": "the old way", "new": "the new way"} | {f"arm {number}": "another" for number in range(20)}
+    one = claim(Fake({0: 0.3, 1: 0.2, 2: 0.25}), arms=many)
+    run(one, tmp_path)
+    numbers = part("harness").finished(one, tmp_path / "runs" / "fake", one.seeds, False)
+    found = part("analysis").analyse(one, numbers, one.seeds).findings[:1]
+    axis = Figure().subplots()
+    report._draw_arms(axis, one, numbers, one.seeds, found, "score")
+    assert [text.get_text() for text in axis.get_yticklabels()][:2] == ["old (baseline)", "new"]
+    means = axis.get_lines()[len(one.seeds)].get_xdata()
+    assert len(means) == 22 and means[1] - means[0] == pytest.approx(0.25)
+    with Image.open(tmp_path / "out" / "results" / "claim_fake.png") as picture:
+        assert picture.size[1] > 2 * 120 * 22 * report._LINE, "two kinds of numbers, room for every arm in both"
 
 
 def test_a_row_finds_its_place_when_other_sections_follow() -> None:

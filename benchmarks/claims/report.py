@@ -178,12 +178,19 @@ def _draw_numbers(
         values = [[numbers[arm][seed].get(measure, math.nan) for measure in measures] for seed in seeds]
         for of_seed in values:
             axis.plot(places, of_seed, "o", color=color, markersize=3, alpha=0.5)
-        means = [sum(column) / len(column) for column in zip(*values, strict=True)]
-        label = f"{arm} (baseline)" if arm == claim.baseline else arm
-        axis.plot(places, means, "_", color=color, markersize=14, markeredgewidth=2, label=label)
+        axis.plot(places, _means(values), "_", color=color, markersize=14, markeredgewidth=2, label=_called(claim, arm))
     axis.set_xticks(range(len(measures)), measures)
     axis.set_ylabel(kind)
     axis.legend(fontsize=8)
+
+
+def _means(values: Sequence[Sequence[float]]) -> list[float]:
+    """Over the seeds."""
+    return [sum(column) / len(column) for column in zip(*values, strict=True)]
+
+
+def _called(claim: Claim, arm: str) -> str:
+    return f"{arm} (baseline)" if arm == claim.baseline else arm
 
 
 def _draw_arms(
@@ -195,11 +202,10 @@ def _draw_arms(
         values = [[numbers[arm][seed].get(measure, math.nan) for arm in claim.arms] for seed in seeds]
         for of_seed in values:
             axis.plot(of_seed, range(len(of_seed)), "o", color=f"C{number}", markersize=3, alpha=0.5)
-        means = [sum(column) / len(column) for column in zip(*values, strict=True)]
-        axis.plot(means, range(len(means)), "|", color=f"C{number}", markersize=10, markeredgewidth=2, label=measure)
-    names = [f"{arm} (baseline)" if arm == claim.baseline else arm for arm in claim.arms]
-    axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+        rows = range(len(claim.arms))
+        axis.plot(_means(values), rows, "|", color=f"C{number}", markersize=10, markeredgewidth=2, label=measure)
+    axis.set_yticks(range(len(claim.arms)), [_called(claim, arm) for arm in claim.arms], fontsize=8)
+    axis.set_ylim(len(claim.arms) - 0.5, -0.5)
     axis.set_xlabel(f"{kind}: seeds and their mean", fontsize=8)
     axis.legend(fontsize=8)
 
@@ -220,7 +226,7 @@ def _draw_orders(axis: Any, claim: Claim, numbers: Numbers, seeds: Sequence[int]
 def _mean_ranks(numbers: Numbers, arms: Sequence[str], seeds: Sequence[int], measure: str) -> list[float]:
     values = [[numbers[arm][seed][measure] for arm in arms] for seed in seeds]
     ranks = [[sum(other < one for other in of_seed) for one in of_seed] for of_seed in values]
-    return [sum(column) / len(seeds) for column in zip(*ranks, strict=True)]
+    return _means(ranks)
 
 
 def _draw_differences(axis: Any, findings: Sequence[Finding], kind: str) -> None:

@@ -344,7 +344,7 @@ def fit_arena(
     found = _solved(games, len(table.names), options, fixed)
     if options.solver != "ep_sequential":
         found = _centred(found, fixed)
-    raw = table.raw_counts()
+    raw = table.raw_counts
     # Models without a row that counts (all their rows dropped) would have the prior: they are not in the arena.
     known = np.union1d(np.unique(np.concatenate((games.winner, games.loser))), np.union1d(met.first, met.second))
     place = np.full(len(table.names), -1)

@@ -59,8 +59,6 @@ _WORDS: Final = {
     "model_a": 1.0, "a": 1.0, "first": 1.0, "model_b": 0.0, "b": 0.0, "second": 0.0,
     "tie": 0.5, "draw": 0.5, "tie (bothbad)": 0.5,
 }  # fmt: skip
-_PLAIN: Final = ("label_0",)
-"""Columns of outcomes that never hold names."""
 _FALSE: Final = (False, 0, "False", "false", "0")
 _SHOWN: Final = 3
 
@@ -159,12 +157,9 @@ class Comparisons:
             return [self.keys[row] for row in rows.tolist()]
         return [f"{number:09d}" for number in self.row[rows].tolist()]
 
+    @functools.cached_property
     def raw_counts(self) -> dict[str, Counter[str]]:
-        """How often every model was met under which name.
-
-        Returns:
-            Canonical name -> name as annotated -> pictures.
-        """
+        """How often every model was met under which name: canonical name -> name as annotated -> pictures."""
         found = dict[str, Counter[str]]()
         for canonical, raw in ((self.first, self.raw_first), (self.second, self.raw_second)):
             kinds, counts = np.unique(canonical * len(self.raw_names) + raw, return_counts=True)
@@ -190,7 +185,7 @@ class Comparisons:
         ]
         if blank:
             said.append(f"no model is named: {' and '.join(blank)} of {total:,} rows")
-        merged = [name for name, raw in self.raw_counts().items() if len(_owners(raw)) > 1]
+        merged = [name for name, raw in self.raw_counts.items() if len(_owners(raw)) > 1]
         if merged:
             shown = ", ".join(merged[:_SHOWN]) + (", ..." if len(merged) > _SHOWN else "")
             said.append(f"{len(merged)} models are annotated with several owners and count as one each: {shown}")
@@ -299,8 +294,8 @@ class _Gathered:
             return np.ones(chunk.size)  # HPDv3: path1 won, always
         column = chunk.columns["outcome"]
         found = column.mapped(_number)
-        if chunk.names["outcome"] in _PLAIN:
-            return found
+        if chunk.names["outcome"] == "label_0":
+            return found  # a number, never a name
         named = self._named(chunk, column, found)
         found = np.where(np.isnan(found), named, found)
         for value in column.objects()[np.isnan(found)][:_SHOWN]:

@@ -111,7 +111,7 @@ def test_one_name_per_model_and_the_raw_ones_kept(tmp_path: Path) -> None:
     }
     table = read(tmp_path, columns, aliases={"sdxl": "sd-xl"})
     assert table.names == ("flux", "sd-xl")
-    raw = table.raw_counts()
+    raw = table.raw_counts
     assert raw["sd-xl"] == {"Org/SD XL": 1, "sd-xl/": 1, "SDXL": 1, " org2/sd  xl": 1}
     assert raw["flux"] == {"flux": 3, "Flux": 1}
     assert canonical_name(None) == canonical_name("  ") == canonical_name("NaN") == UNKNOWN

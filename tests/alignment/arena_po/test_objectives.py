@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gen.alignment.arena_po.gap import gap_variance
 from lightning_gen.alignment.arena_po.objectives import (
+    LossMode,
     PairErrors,
     PairLoss,
     dpo_logits,
@@ -178,6 +179,24 @@ def test_dspo_is_the_error_of_a_point_between_the_networks() -> None:
     torch.testing.assert_close(pair_losses(e, loss("dspo", score_pull=0.6)), expected)
     with pytest.raises(ValueError, match="dspo needs the distance"):
         pair_losses(e._replace(distance=None), loss("dspo"))
+
+
+@pytest.mark.parametrize("mode", [mode for mode in get_args(LossMode) if PairLoss(mode).needs_reference])
+def test_no_gradient_reaches_the_reference_or_the_gap(mode: Any) -> None:
+    e = PairErrors(*draws(4, 9, seed=1).square().requires_grad_().unbind(0), distance=draws(9, seed=4).square())
+    for part in e[:4]:
+        part.retain_grad()
+    gap, delta, scale = (draws(9, seed=seed).abs().add(0.1).requires_grad_() for seed in (5, 6, 7))
+    baseline = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    pair_losses(e, loss(mode), gap, delta, scale, baseline).sum().backward()
+    assert e.winner.grad is not None and bool((e.winner.grad != 0).all())
+    assert all(part.grad is None for part in (e.reference_winner, e.reference_loser, gap, delta, scale, baseline))
+    if mode == "dspo":
+        k = torch.sigmoid(-dpo_logits(e, BETA)).detach()
+        torch.testing.assert_close(e.winner.grad, 1 - k)
+        assert e.loser.grad is None, "how far the way is has no gradient"
+    else:
+        assert e.loser.grad is not None and bool((e.loser.grad != 0).all())
 
 
 def test_smpo_scales_the_logit_by_how_sure_the_label_is() -> None:

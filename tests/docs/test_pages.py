@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
+import lightning_gen
 from lightning_gen.cli import OWN_VERBS, TRAINER_VERBS
+from lightning_gen.rewards.applicability import SaysWhereItApplies
 from tests.harness.model_card import python_blocks
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +49,27 @@ def test_commands(page: Path) -> None:
 def test_python_blocks_parse(page: Path) -> None:
     for block in python_blocks(page.read_text(encoding="utf-8")):
         assert ast.parse(block).body, "an empty block"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_data_blocks_can_be_built(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(data:\n.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        data = yaml.safe_load(block)["data"]
+        if "class_path" in data:
+            assert getattr(lightning_gen, data["class_path"].rpartition(".")[2])(**data["init_args"])
+
+
+def test_the_reward_of_the_page_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "post_training.md").read_text(encoding="utf-8")
+    module = types.ModuleType("my_rewards")
+    monkeypatch.setitem(sys.modules, "my_rewards", module)
+    (block,) = (block for block in python_blocks(page) if "class Brightness" in block)
+    exec(block, module.__dict__)
+    module.Brightness.__module__ = "my_rewards"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--reward", type=SaysWhereItApplies)
+    named = parser.parse_object({"reward": {"class_path": "my_rewards.Brightness"}})
+    assert type(parser.instantiate_classes(named).reward) is module.Brightness
 
 
 def test_navigation_lists_every_page() -> None:

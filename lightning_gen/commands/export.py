@@ -191,7 +191,7 @@ def _build(path: Path, config: str | None) -> LightningModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
     parsed = parser.parse_object({"model": section})
-    return cast(LightningModule, parser.instantiate_classes(parsed).model)
+    return cast(LightningModule, parser.instantiate(parsed).model)
 
 
 def _model_section(path: Path, config: str | None) -> Mapping[str, Any]:

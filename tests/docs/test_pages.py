@@ -69,7 +69,7 @@ def test_the_reward_of_the_page_can_be_named(monkeypatch: pytest.MonkeyPatch) ->
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--reward", type=SaysWhereItApplies)
     named = parser.parse_object({"reward": {"class_path": "my_rewards.Brightness"}})
-    assert type(parser.instantiate_classes(named).reward) is module.Brightness
+    assert type(parser.instantiate(named).reward) is module.Brightness
 
 
 def test_navigation_lists_every_page() -> None:
